@@ -1,0 +1,133 @@
+"""The hook for Asyrp: unconditional U-Nets of two code bases, and the DeltaBlocks trained on them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from torch import nn
+
+from hspace import bundle as contract
+from hspace.errors import ArgumentError, CheckpointError
+
+from . import architecture
+from .checkpoint import StateDict, check_tensors, load, looks_like, sha256, tensors
+from .exporter import AttributeData, Model, Settings, schedule
+from .graph import unet_parts
+from .models.ddpm import DdpmUNet
+from .models.delta import DdpmDelta, ImprovedDelta
+from .models.guided import GuidedUNet
+
+# the published models that Asyrp's paper edits: layout, and channels per attention head where the layout has heads
+PRESETS: dict[str, tuple[str, int | None]] = {
+    "celebahq256": ("ddpm", None),
+    "church256": ("ddpm", None),
+    "bedroom256": ("ddpm", None),
+    "afhqdog256": ("guided", 64),
+    "ffhq256-p2": ("guided", 64),
+    "celebahq256-p2": ("guided", 64),
+    "metfaces256": ("guided", 64),
+    "imagenet256": ("guided", 64),
+}
+
+
+def load_model(
+    checkpoint: Path, *, attributes: Mapping[str, Path], preset: str | None = None, settings: Settings
+) -> Model:
+    """The U-Net of `checkpoint` (a plain state dict, either layout), with DeltaBlocks by name."""
+    found = load(checkpoint)
+    state = tensors(found, checkpoint)
+    layout = "ddpm" if "temb.dense.0.weight" in state else "guided" if "input_blocks.0.0.weight" in state else None
+    if layout is None:
+        raise CheckpointError(f"{checkpoint}: looks like {looks_like(found)}, expected a DDPM or guided-diffusion U-Net")
+    if preset is not None:
+        expected, head_channels = PRESETS[preset]
+        if layout != expected:
+            raise CheckpointError(f"{checkpoint}: found the {layout} layout, the preset {preset} has the {expected} one")
+        settings = settings.over(Settings(image_size=256, num_head_channels=head_channels))
+    if settings.image_size is None:
+        raise ArgumentError(f"{checkpoint}: the weights cannot tell the image size; give --preset or --image-size")
+    unet = _network(checkpoint, state, layout, settings)
+    config = {"layout": layout, "unet": asdict(unet.config)}
+    return Model(
+        family="asyrp",
+        image_size=settings.image_size,
+        parts=unet_parts(_eps_only(unet), settings.image_size, 0),
+        schedules=contract.Schedules(image=schedule(settings.schedule or "linear")),
+        # 40 steps each way, as the published attributes were trained; t_edit and t_boost of the official scripts
+        presets={
+            "official": contract.Preset(
+                encode_steps=40, decode_steps=40, spacing="asyrp", clip=False, t_edit=500, t_boost=200
+            )
+        },
+        config=config,
+        sources={p.name: sha256(p) for p in (checkpoint, *attributes.values())},
+        attributes={name: _attribute(path, unet, layout, settings.n_train) for name, path in attributes.items()},
+        licence=settings.licence or "",
+    )
+
+
+def _network(checkpoint: Path, state: StateDict, layout: str, settings: Settings) -> DdpmUNet | GuidedUNet:
+    unet: DdpmUNet | GuidedUNet
+    try:
+        if layout == "ddpm":
+            unet = DdpmUNet(architecture.ddpm(state))
+        else:
+            if settings.num_head_channels is None and settings.num_heads is None:
+                raise ArgumentError("the weights cannot tell the attention heads; give --preset or --num-head-channels")
+            if "label_emb.weight" in state:
+                raise CheckpointError("label_emb.weight: a class-conditional network, expected an unconditional one")
+            config = architecture.guided(
+                state, num_heads=settings.num_heads or 1, num_head_channels=settings.num_head_channels
+            )
+            unet = GuidedUNet(config)
+    except (CheckpointError, ArgumentError) as e:
+        raise type(e)(f"{checkpoint}: {e}") from None
+    check_tensors(checkpoint, unet.state_dict(), state, f"a U-Net of the {layout} layout")
+    unet.load_state_dict(state)
+    if unet.config.out_channels not in (3, 6):
+        raise CheckpointError(f"{checkpoint}: found {unet.config.out_channels} output channels, expected 3, or 6 with sigma")
+    return unet.eval()
+
+
+def _eps_only(unet: DdpmUNet | GuidedUNet) -> nn.Module:
+    """Cuts the last convolution to its first 3 channels, ε: nothing at run time reads a learned sigma."""
+    last = unet.conv_out if isinstance(unet, DdpmUNet) else unet.out[2]
+    assert isinstance(last, nn.Conv2d) and last.bias is not None
+    cut = nn.Conv2d(last.in_channels, 3, 3, padding=1)
+    cut.weight.data, cut.bias.data = last.weight.data[:3].clone(), last.bias.data[:3].clone()  # type: ignore[union-attr]
+    if isinstance(unet, DdpmUNet):
+        unet.conv_out = cut
+    else:
+        unet.out[2] = cut
+    unet.config = replace(unet.config, out_channels=3)  # type: ignore[type-var]
+    return unet
+
+
+def _attribute(path: Path, unet: DdpmUNet | GuidedUNet, layout: str, n_train: int | None) -> AttributeData:
+    """A DeltaBlock file: its weights under the key '0', beside the optimizer's state."""
+    found = load(path)
+    weights = found.get("0") if isinstance(found, Mapping) else None
+    if not isinstance(weights, Mapping):
+        raise CheckpointError(f"{path}: looks like {looks_like(found)}, expected an Asyrp attribute (weights under '0')")
+    state = tensors(weights, path)
+    kind = ImprovedDelta if "in_layers.2.weight" in state else DdpmDelta
+    if (kind is DdpmDelta) != (layout == "ddpm"):
+        raise CheckpointError(f"{path}: an attribute of the other U-Net layout, expected one for the {layout} layout")
+    trained = re.search(r"_ngen(\d+)", path.name)
+    if n_train is None and trained is None:
+        raise ArgumentError(f"{path}: its name does not tell the steps it was trained at (ngen…); give --n-train")
+    config = unet.config
+    channels, embed = int(config.channel_mult[-1] * config.model_channels), config.embed_channels
+    block = kind(channels, embed)
+    check_tensors(path, block.state_dict(), state, f"an attribute for a U-Net of {channels} channels")
+    block.load_state_dict(state)
+    arrays = {}
+    for ours, theirs in kind.parts.items():
+        weight = state[f"{theirs}.weight"].numpy()
+        arrays[f"{ours}.weight"] = weight.reshape(weight.shape[:2])  # 1×1 convolutions as matrices
+        arrays[f"{ours}.bias"] = state[f"{theirs}.bias"].numpy()
+    steps = n_train if n_train is not None else int(trained[1]) if trained else 0
+    return AttributeData("delta_block", "asymmetric", arrays, {"eps": str(kind.eps)}, steps, block.eval())

@@ -1,0 +1,249 @@
+"""The template that every family goes through: load, validate, trace, write, reopen, compare, rename.
+
+A family is one function that turns checkpoints into a `Model`; everything else is here.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+import torch
+from msgspec import Meta, Struct
+from numpy.typing import NDArray
+from torch import nn
+
+from hspace import bundle as contract
+from hspace.attributes import DeltaBlock
+from hspace.editor import Editor
+from hspace.engines import open_engine
+from hspace.errors import ArgumentError, CheckpointError, OutputError
+from hspace.tensors import write_tensors
+
+from . import graph
+from .checkpoint import read_json
+from .graph import Part, Precision
+
+# the largest ‖a − b‖/‖b‖ to PyTorch's float32 network that an export may have
+TOLERANCE: dict[str, float] = {"fp32": 1e-5, "fp16": 1e-2}
+
+
+class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What weights cannot tell. Later sources win: a preset, hyper_parameters, --config, options."""
+
+    image_size: Annotated[int, Meta(ge=8, le=4096)] | None = None
+    num_heads: Annotated[int, Meta(ge=1)] | None = None
+    num_head_channels: Annotated[int, Meta(ge=1)] | None = None
+    enc_num_res_blocks: Annotated[int, Meta(ge=1)] | None = None
+    condition_bias: float | None = None
+    schedule: str | None = None
+    latent_schedule: str | None = None
+    n_train: Annotated[int, Meta(ge=1, le=1000)] | None = None
+    licence: str | None = None
+
+    def over(self, other: Settings) -> Settings:
+        """These settings, and the other's where these say nothing."""
+        mine = {k: v for k, v in msgspec.structs.asdict(self).items() if v is not None}
+        return msgspec.structs.replace(other, **mine)
+
+
+def read_config(path: Path) -> Settings:
+    """Settings from a JSON file; unknown keys are refused."""
+    try:
+        return msgspec.convert(read_json(path, "settings"), Settings)
+    except msgspec.ValidationError as e:
+        raise CheckpointError(f"{path}: {e}") from None
+
+
+def schedule(text: str) -> contract.AnySchedule:
+    """A schedule by the official codes' names: linear, cosine, const0.008."""
+    if text == "linear":
+        return contract.LinearSchedule()
+    if text == "cosine":
+        return contract.CosineSchedule()
+    try:
+        if text.startswith("const"):
+            return contract.ConstSchedule(beta=float(text.removeprefix("const")))
+    except ValueError:
+        pass
+    raise ArgumentError(f"schedule: found {text!r}, expected linear, cosine or const0.008 (any number)")
+
+
+@dataclass
+class AttributeData:
+    """An attribute before it is written. module: the PyTorch f_t that a delta_block must agree with."""
+
+    kind: Literal["z_direction", "delta_block", "delta_h"]
+    branch: Literal["none", "asymmetric", "symmetric"]
+    arrays: Mapping[str, NDArray[np.float32]]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    n_train: int | None = None
+    module: nn.Module | None = None
+
+
+@dataclass
+class Model:
+    """What a family's hook makes of its checkpoints."""
+
+    family: Literal["diffae", "asyrp"]
+    image_size: int
+    parts: dict[str, Part]
+    schedules: contract.Schedules
+    presets: dict[str, contract.Preset]
+    config: dict[str, Any]
+    sources: dict[str, str]  # file name → SHA-256, the main checkpoint first
+    z_channels: int = 0
+    z_statistics: dict[str, NDArray[np.float32]] | None = None
+    attributes: dict[str, AttributeData] = field(default_factory=dict)
+    licence: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an export measured: relative errors to PyTorch, by "component.output@batch"; and bytes on disk."""
+
+    path: Path
+    errors: dict[str, float]
+    bytes: int
+
+
+Log = Callable[[str], None]
+
+
+def export(
+    load: Callable[[], Model],
+    output: Path,
+    *,
+    precision: Precision = "fp32",
+    weights: Precision = "fp32",
+    name: str | None = None,
+    force: bool = False,
+    log: Log = lambda _: None,
+) -> Report:
+    """Exports what `load` gives to the folder `output`.
+
+    precision: of the graphs' arithmetic. weights: how large weights are stored; "fp16" rounds them. Raises
+    CheckpointError where a component differs from PyTorch by more than `TOLERANCE`, OutputError where the output is
+    there (unless `force`); the output then is as it was before.
+    """
+    if output.exists() and not force:
+        raise OutputError(f"{output}: exists already (--force replaces it)")
+    if output.exists() and not (output / contract.MANIFEST).is_file():
+        raise OutputError(f"{output}: exists and is not a bundle, so it is not replaced")
+    log("reading the checkpoint")
+    model = load()
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    except OSError as e:
+        raise OutputError(f"{output}: cannot be written: {e.strerror}") from None
+    try:
+        _write(model, folder, precision, weights, name or output.name, log)
+        log("comparing with PyTorch")
+        errors = _compare(model, folder, precision)
+        size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+        folder.chmod(0o755)
+        if output.exists():
+            shutil.rmtree(output)
+        folder.rename(output)
+        return Report(output, errors, size)
+    except OSError as e:
+        raise OutputError(f"{output}: cannot be written: {e.strerror}") from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write(model: Model, folder: Path, precision: Precision, weights: Precision, name: str, log: Log) -> None:
+    if weights == "fp16":
+        for part in model.parts.values():
+            graph.round_weights(part.module)
+    components = {}
+    for key, part in model.parts.items():
+        log(f"tracing {key}")
+        proto = graph.trace(part, precision)
+        if weights == "fp16" and precision == "fp32":
+            graph.store_half(proto)
+        inputs, outputs = graph.signature(part, proto, precision)
+        if proto.ByteSize() > contract.MAX_FILE_BYTES:
+            raise CheckpointError(f"component {key}: {proto.ByteSize()} bytes, expected at most {contract.MAX_FILE_BYTES}")
+        (folder / f"{key}.onnx").write_bytes(proto.SerializeToString(deterministic=True))
+        del proto
+        components[key] = contract.Component(
+            **contract.file_entry(folder, f"{key}.onnx"),
+            inputs=inputs,
+            outputs=outputs,
+            precision=precision,
+            weights="fp16" if precision == "fp16" else weights,
+        )
+    z_sem = None
+    if model.z_channels:
+        statistics = None
+        if model.z_statistics is not None:
+            write_tensors(folder / "z_sem.safetensors", model.z_statistics, {})
+            statistics = contract.File(**contract.file_entry(folder, "z_sem.safetensors"))
+        z_sem = contract.ZSem(size=model.z_channels, statistics=statistics)
+    attributes = {}
+    for key, data in model.attributes.items():
+        (folder / "attributes").mkdir(exist_ok=True)
+        file = f"attributes/{len(attributes):03d}.safetensors"  # names are free text, files are not
+        write_tensors(folder / file, data.arrays, data.metadata)
+        attributes[key] = contract.Attribute(
+            **contract.file_entry(folder, file), kind=data.kind, branch=data.branch, n_train=data.n_train
+        )
+    manifest = contract.Manifest(
+        format_version=1,
+        name=name,
+        family=model.family,
+        image=contract.Image(size=model.image_size),
+        z_sem=z_sem,
+        schedules=model.schedules,
+        components=components,
+        attributes=attributes,
+        presets=model.presets,
+        default_preset=next(iter(model.presets)),
+        provenance=contract.Provenance(
+            checkpoint_sha256=next(iter(model.sources.values())),
+            exporter=f"hspace {metadata.version('hspace')}, torch {torch.__version__}, onnx opset {graph.OPSET}",
+            sources=model.sources,
+            config=model.config,
+        ),
+        licence=model.licence,
+    )
+    contract.write_manifest(folder, manifest)
+
+
+def _compare(model: Model, folder: Path, precision: Precision) -> dict[str, float]:
+    """Reopens the bundle as a user would and holds every component and f_t against PyTorch, at batch 1 and 3."""
+    opened = contract.Bundle(folder)
+    editor = Editor(opened, open_engine("onnx", opened))
+    errors = {}
+    for key, part in model.parts.items():
+        for batch in (1, 3):
+            for output, error in graph.compare(key, part, editor.engine.run, batch, seed=batch).items():
+                errors[f"{key}.{output}@{batch}"] = error
+    limits = dict.fromkeys(errors, TOLERANCE[precision])
+    for key, data in model.attributes.items():
+        attribute = editor.attributes[key]
+        if isinstance(attribute, DeltaBlock) and data.module is not None:
+            errors[key] = _compare_delta(attribute, data.module, contract.h_shape(opened))
+            limits[key] = TOLERANCE["fp32"]
+    faults = [f"{k}: relative error {e:.2e}, expected at most {limits[k]:.0e}" for k, e in errors.items() if not e <= limits[k]]
+    if faults:
+        raise CheckpointError("the export differs from PyTorch:\n  " + "\n  ".join(faults))
+    return errors
+
+
+def _compare_delta(attribute: DeltaBlock, module: nn.Module, shape: tuple[int, int, int, int]) -> float:
+    c, height, width, e = shape
+    rng = np.random.default_rng(0)
+    h, temb = (rng.standard_normal(s, dtype=np.float32) for s in ((3, c, height, width), (3, e)))
+    with torch.no_grad():
+        expected = module(torch.from_numpy(h), torch.from_numpy(temb)).numpy()
+    return graph.relative_error(attribute.delta_h(h, temb, np.zeros(3, np.int32)), expected)

@@ -1,0 +1,257 @@
+"""Attributes: named edits, as data.
+
+    z_direction   moves z_sem along a classifier's weight        Preechakul et al. 2022, section 5.2
+    delta_block   Δh_t = f_t(h_t, temb), a small network         Kwon et al. 2023, section 3.3
+    delta_h       Δh_t from a table over timesteps               Kwon et al. 2023, section 3.5; Haas et al. 2024
+
+Each is one safetensors file; `read_attribute` checks its tensors against the bundle and returns the object
+that applies it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .bundle import Attribute, Bundle, h_shape, is_finite
+from .errors import ArgumentError, BundleError
+from .program import Branch
+from .tensors import Tensors, read_tensors
+
+Float32 = NDArray[np.float32]
+GROUPS = 32  # of every GroupNorm in both papers' networks
+
+
+def silu(x: Float32) -> Float32:
+    """x·sigmoid(x), elementwise."""
+    with np.errstate(over="ignore"):  # exp(−x) = inf gives the right limit, 0
+        return x / (1 + np.exp(-x))
+
+
+def group_norm(x: Float32, weight: Float32, bias: Float32, eps: float) -> Float32:
+    """GroupNorm with 32 groups. x: float32 [N, C, H, W]; weight, bias: float32 [C]."""
+    n, c, height, width = x.shape
+    g = x.reshape(n, min(GROUPS, c), -1)
+    g = g - g.mean(axis=2, keepdims=True)
+    g = g / np.sqrt(np.square(g).mean(axis=2, keepdims=True) + np.float32(eps))
+    return g.reshape(n, c, height, width) * weight[:, None, None] + bias[:, None, None]
+
+
+@dataclass(frozen=True, slots=True)
+class ZDirection:
+    """A direction in normalised z_sem, and the linear classifier that it came from.
+
+    weight, mean, std: float32 [D]; bias: a logit.
+    """
+
+    weight: Float32
+    bias: float
+    mean: Float32
+    std: Float32
+
+    def move(self, z_sem: Float32, strength: float) -> Float32:
+        """z_sem (float32 [D]) moved: in normalised space, += strength·sqrt(D)·weight/‖weight‖."""
+        step = strength * math.sqrt(self.weight.size) / float(np.linalg.norm(self.weight))
+        return ((z_sem - self.mean) / self.std + np.float32(step) * self.weight) * self.std + self.mean
+
+    def logit(self, z_sem: Float32) -> Float32:
+        """z_sem float32 [N, D] → float32 [N]: weight·z_normalised + bias."""
+        logits: Float32 = ((z_sem - self.mean) / self.std) @ self.weight + np.float32(self.bias)
+        return logits
+
+
+class Delta(Protocol):
+    """What the injection needs of an attribute of the h-space."""
+
+    @property
+    def branch(self) -> Branch: ...
+    @property
+    def n_train(self) -> int | None: ...
+
+    def delta_h(self, h: Float32, temb: Float32, t: NDArray[np.int32]) -> Float32:
+        """Δh, float32 [N, C, H, W], for h [N, C, H, W], temb [N, E] and timesteps t [N]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaBlock:
+    """Asyrp's f_t: [GroupNorm, SiLU,] 1×1 convolution, + projected temb, GroupNorm, SiLU, 1×1 convolution.
+
+    The bracketed part, `norm1`, is there in the improved-diffusion layout and not in the DDPM one.
+    conv1, conv2: (weight float32 [C, C], bias float32 [C]); temb_proj: (weight float32 [C, E], bias [C]).
+    """
+
+    norm1: tuple[Float32, Float32] | None
+    conv1: tuple[Float32, Float32]
+    temb_proj: tuple[Float32, Float32]
+    norm2: tuple[Float32, Float32]
+    conv2: tuple[Float32, Float32]
+    eps: float
+    n_train: int | None
+    branch: Branch = Branch.ASYMMETRIC
+
+    def delta_h(self, h: Float32, temb: Float32, t: NDArray[np.int32]) -> Float32:
+        n, c, height, width = h.shape
+        y = h if self.norm1 is None else silu(group_norm(h, *self.norm1, self.eps))
+        y = self.conv1[0] @ y.reshape(n, c, -1) + self.conv1[1][:, None]
+        y = y + (silu(temb) @ self.temb_proj[0].T + self.temb_proj[1])[:, :, None]
+        y = silu(group_norm(y.reshape(n, -1, height, width), *self.norm2, self.eps))
+        y = self.conv2[0] @ y.reshape(n, c, -1) + self.conv2[1][:, None]
+        return y.reshape(h.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaTable:
+    """Δh from a table over timesteps, the nearest one taken (the lower of two equally near).
+
+    timesteps: int64 [K], ascending; table: float32 [K, C, H, W].
+    """
+
+    timesteps: NDArray[np.int64]
+    table: Float32
+    n_train: int | None
+    branch: Branch
+
+    def delta_h(self, h: Float32, temb: Float32, t: NDArray[np.int32]) -> Float32:
+        nearest = np.abs(self.timesteps[None, :] - t[:, None].astype(np.int64)).argmin(axis=1)
+        return self.table[nearest]
+
+
+AnyAttribute = ZDirection | DeltaBlock | DeltaTable
+
+
+def read_attribute(bundle: Bundle, name: str) -> AnyAttribute:
+    """The attribute `name` of the bundle, its file verified and its tensors checked against the model's shapes."""
+    entry = bundle.manifest.attributes[name]
+    where = str(bundle.folder / entry.file)
+    tensors = read_tensors(bundle.read(entry), where)
+    builders = {"z_direction": _z_direction, "delta_block": _delta_block, "delta_h": _delta_table}
+    return builders[entry.kind](bundle, entry, tensors)
+
+
+def _z_direction(bundle: Bundle, entry: Attribute, tensors: Tensors) -> AnyAttribute:
+    assert bundle.manifest.z_sem is not None  # the manifest's checks say so
+    d = bundle.manifest.z_sem.size
+    got = tensors.take({"weight": (d,), "bias": (1,), "mean": (d,), "std": (d,)})
+    if not (got["std"] > 0).all() or not got["weight"].any():
+        raise BundleError(f"{tensors.where}: expected a weight that is not zero and a std above zero")
+    return ZDirection(got["weight"], float(got["bias"][0]), got["mean"], got["std"])
+
+
+def _delta_block(bundle: Bundle, entry: Attribute, tensors: Tensors) -> AnyAttribute:
+    c, _, _, e = h_shape(bundle)
+    shapes: dict[str, tuple[int, ...]] = {"conv1.weight": (c, c), "conv2.weight": (c, c), "temb_proj.weight": (c, e)}
+    norms = ["norm1", "norm2"] if "norm1.weight" in tensors.arrays else ["norm2"]
+    shapes |= {f"{norm}.weight": (c,) for norm in norms}
+    shapes |= {f"{part}.bias": (c,) for part in ["conv1", "temb_proj", "conv2", *norms]}
+    got = tensors.take(shapes)
+    pair = {part: (got[f"{part}.weight"], got[f"{part}.bias"]) for part in ["conv1", "temb_proj", "conv2", *norms]}
+    try:
+        eps = float(tensors.metadata["eps"])
+    except (KeyError, ValueError):
+        raise BundleError(f"{tensors.where}: expected GroupNorm's eps in the metadata") from None
+    if not 0 < eps < 1:
+        raise BundleError(f"{tensors.where}: eps: found {eps}, expected a number between 0 and 1")
+    return DeltaBlock(
+        pair.get("norm1"), pair["conv1"], pair["temb_proj"], pair["norm2"], pair["conv2"], eps, entry.n_train
+    )
+
+
+def _delta_table(bundle: Bundle, entry: Attribute, tensors: Tensors) -> AnyAttribute:
+    timesteps = tensors.arrays.get("timesteps")
+    if timesteps is None or timesteps.dtype != np.int64 or timesteps.ndim != 1 or not timesteps.size:
+        raise BundleError(f"{tensors.where}: timesteps: expected int64 [K]")
+    if not (np.diff(timesteps) > 0).all():
+        raise BundleError(f"{tensors.where}: timesteps: expected ascending values")
+    del tensors.arrays["timesteps"]
+    table = tensors.take({"delta_h": (len(timesteps), *h_shape(bundle)[:3])})["delta_h"]
+    return DeltaTable(timesteps, table, entry.n_train, Branch[entry.branch.upper()])
+
+
+# --- edits ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """What one image's edit does: directions of z_sem, and deltas of h on one branch, each with its strength.
+
+    n_train: the step count whose strengths row.edit_scale refers to; None where no delta has one.
+    """
+
+    directions: tuple[tuple[ZDirection, float], ...] = ()
+    deltas: tuple[tuple[Delta, float], ...] = ()
+    branch: Branch = Branch.NONE
+    n_train: int | None = None
+
+
+def check_names(names: Iterable[str], known: Iterable[str], what: str) -> None:
+    """Raises ArgumentError for the first of `names` that is not in `known`, with the nearest ones."""
+    known = list(known)
+    for name in names:
+        if name not in known:
+            lower = {k.lower(): k for k in known}
+            near = [lower[k] for k in difflib.get_close_matches(str(name).lower(), lower, n=3, cutoff=0.5)]
+            hint = f"; did you mean {' or '.join(near)}?" if near else f"; it has {', '.join(known) or 'none'}"
+            raise ArgumentError(f"{what}: the bundle has no attribute {str(name)[:100]!r}{hint}")
+
+
+def compile_edit(edits: Mapping[str, float], attributes: Mapping[str, AnyAttribute], n_run: int | None = None) -> Edit:
+    """One mapping of strengths as an `Edit`. `attributes` holds the named ones, read.
+
+    Strengths are linear; zero leaves an attribute out. Deltas of different n_train are brought to that of the
+    first, since a row has one edit_scale.
+    """
+    directions: list[tuple[ZDirection, float]] = []
+    deltas: list[tuple[Delta, float]] = []
+    for name, strength in edits.items():
+        if not is_finite(strength):
+            raise ArgumentError(f"edits: {name}: found strength {strength!r}, expected a finite number")
+        attribute = attributes[name]
+        if strength == 0:
+            continue
+        if isinstance(attribute, ZDirection):
+            directions.append((attribute, float(strength)))
+        else:
+            deltas.append((attribute, float(strength)))
+    branches = {d.branch for d, _ in deltas}
+    if len(branches) > 1:
+        raise ArgumentError("edits: asymmetric and symmetric attributes do not mix in one edit")
+    branch = branches.pop() if branches else Branch.NONE
+    n_train = next((d.n_train for d, _ in deltas if d.n_train), None)
+    if n_train and branch == Branch.ASYMMETRIC:
+        deltas = [(d, s * (d.n_train or n_train) / n_train) for d, s in deltas]
+    return Edit(tuple(directions), tuple(deltas), branch, n_train)
+
+
+def inject(h: Float32, temb: Float32, t: NDArray[np.int32], scale: Float32, edits: list[Edit]) -> Float32:
+    """scale·Σ_k s_k·f_k(h, t) for samples with different edits; each attribute is evaluated once, for all its samples.
+
+    h: float32 [N, C, H, W]; temb: float32 [N, E]; t: int32 [N]; scale: float32 [N]; edits: N of them.
+    Returns float32 [N, C, H, W].
+    """
+    total = np.zeros_like(h)
+    users: dict[int, tuple[Delta, list[int], list[float]]] = {}
+    for sample, edit in enumerate(edits):
+        for delta, strength in edit.deltas:
+            _, samples, strengths = users.setdefault(id(delta), (delta, [], []))
+            samples.append(sample)
+            strengths.append(strength)
+    for delta, samples, strengths in users.values():
+        weight = scale[samples] * np.asarray(strengths, dtype=np.float32)
+        total[samples] += weight[:, None, None, None] * delta.delta_h(h[samples], temb[samples], t[samples])
+    return total
+
+
+def summary(attribute: AnyAttribute) -> dict[str, Any]:
+    """What `hspace info` says of an attribute."""
+    if isinstance(attribute, ZDirection):
+        return {"norm": float(np.linalg.norm(attribute.weight)), "bias": attribute.bias}
+    if isinstance(attribute, DeltaTable):
+        return {"timesteps": len(attribute.timesteps)}
+    return {"layout": "ddpm" if attribute.norm1 is None else "improved", "channels": len(attribute.conv1[1])}

@@ -1,0 +1,549 @@
+"""The editor: images in, edited images out. Everything that a caller can ask of a bundle is here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import samplers
+from .attributes import Edit, ZDirection, check_names, compile_edit, read_attribute
+from .bundle import Bundle, Preset
+from .engines import open_engine
+from .errors import ArgumentError, Cancelled, LatentError
+from .executors.cpu import Batch, Executor
+from .image import Images, load_images, to_uint8
+from .latent import Latent
+from .noise import Noise, Stream, check_seed, normal
+from .program import Branch, Program
+from .schedule import space_timesteps
+from .tensors import read_tensors
+
+Float32 = NDArray[np.float32]
+Output = Literal["uint8", "float32"]
+Edits = Mapping[str, float] | Sequence[Mapping[str, float]]
+_BATCH_PIXELS = 2**16  # of a default batch: beyond it a CPU gains nothing and memory grows
+
+
+class Step(NamedTuple):
+    """What `on_step` is called with after each network evaluation.
+
+    phase: "encode", "latent" or "decode". index: 1 … total, of the whole call. x_0: float32 [n, 3, H, W], the
+    predicted images P of the batch under way ([n, D] in the phase "latent").
+    """
+
+    phase: str
+    index: int
+    total: int
+    x_0: Float32
+
+
+OnStep = Callable[[Step], bool | None]
+
+
+@dataclass
+class _Progress:
+    on_step: OnStep | None
+    total: int
+    index: int = 0
+
+    def __call__(self, phase: str, x_0: Float32) -> None:
+        self.index += 1
+        if self.on_step is not None and self.on_step(Step(phase, self.index, self.total, x_0)) is False:
+            raise Cancelled(f"cancelled by on_step at step {self.index} of {self.total}")
+
+
+def open(
+    path: str | Path, *, engine: str = "auto", threads: int | None = None, batch_size: int | None = None
+) -> Editor:
+    """Opens a bundle, with every file verified and every component loaded.
+
+    path: the bundle's folder. engine: "auto" (onnx) or an engine's name; `editor.engine.name` says which it is.
+    threads: how many the engine may use, by default all cores. batch_size: how many images share one network
+    evaluation; by default 65536 / size², at least 1.
+    Raises BundleError for a faulty bundle, EngineError for an engine that is unknown or cannot run here.
+    """
+    for name, value in (("threads", threads), ("batch_size", batch_size)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ArgumentError(f"{name}: found {value!r}, expected a whole number of at least 1")
+    bundle = Bundle(path)
+    return Editor(bundle, open_engine(engine, bundle, threads), batch_size=batch_size)
+
+
+class Editor:
+    """Encodes, edits and decodes images with one bundle. Safe to use from several threads.
+
+    Calls that return images return uint8 [N, H, W, 3], or with output="float32" the raw float32 [N, 3, H, W] in the
+    model's range. `preset` names one of the bundle's, by default its default; `steps`, `sampler` ("ddim" or "ddpm"),
+    `t_edit` and `t_boost` override it. `seed` (0 … 2⁶⁴ − 1) chooses the noise of rows that draw; `noise` gives it
+    instead: float32 [rows that draw, N, 3, H, W]. `on_step` is called with a `Step` after each evaluation; where it
+    returns False the call raises Cancelled. An image's result does not depend on the batch that it was in.
+    """
+
+    def __init__(self, bundle: Bundle, engine: Any, *, batch_size: int | None = None) -> None:
+        manifest = bundle.manifest
+        self.bundle = bundle
+        self.engine = engine
+        self.size = manifest.image.size
+        self.batch_size = batch_size or max(1, _BATCH_PIXELS // self.size**2)
+        self.attributes = {name: read_attribute(bundle, name) for name in manifest.attributes}
+        self._executor = Executor(engine)
+        self._schedule = manifest.schedules.image.build()
+        self._latent_schedule = manifest.schedules.latent.build() if manifest.schedules.latent else None
+        self._z_statistics: tuple[Float32, Float32] | None = None
+        if manifest.z_sem is not None and manifest.z_sem.statistics is not None:
+            entry, d = manifest.z_sem.statistics, manifest.z_sem.size
+            got = read_tensors(bundle.read(entry), str(bundle.folder / entry.file)).take({"mean": (d,), "std": (d,)})
+            self._z_statistics = got["mean"], got["std"]
+
+    # --- programs -------------------------------------------------------------------------------------
+
+    def _plan(
+        self,
+        preset: str | None,
+        steps: int | tuple[int, int] | None = None,
+        sampler: str | None = None,
+        t_edit: int | None = None,
+        t_boost: int | None = None,
+    ) -> Preset:
+        """The preset with the call's own values in it, checked."""
+        _, base = self.bundle.preset(preset)
+        if steps is None:
+            steps = base.encode_steps, base.decode_steps
+        encode_steps, decode_steps = (steps, steps) if not isinstance(steps, tuple) else steps
+        if sampler not in (None, *samplers.ETA):
+            raise ArgumentError(f"sampler: found {sampler!r}, expected one of {', '.join(samplers.ETA)}")
+        for name, value in (("t_edit", t_edit), ("t_boost", t_boost)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+                raise ArgumentError(f"{name}: found {value!r}, expected a timestep, a whole number of at least 0")
+        for n in (encode_steps, decode_steps):
+            space_timesteps(base.spacing, n, self._schedule.timesteps)
+        return Preset(
+            encode_steps=encode_steps,
+            decode_steps=decode_steps,
+            latent_steps=base.latent_steps,
+            sampler=base.sampler if sampler is None else sampler,  # type: ignore[arg-type]
+            spacing=base.spacing,
+            clip=base.clip,
+            t_edit=base.t_edit if t_edit is None else t_edit,
+            t_boost=base.t_boost if t_boost is None else t_boost,
+        )
+
+    def _encode_program(self, plan: Preset) -> Program:
+        ts = space_timesteps(plan.spacing, plan.encode_steps, self._schedule.timesteps)
+        rows = samplers.ddim_inversion(self._schedule, ts, clip=plan.clip, to_noise=plan.spacing == "diffae")
+        return Program.from_rows("encode", rows)
+
+    def _decode_program(self, plan: Preset, edit: Edit) -> Program:
+        ts = space_timesteps(plan.spacing, plan.decode_steps, self._schedule.timesteps)
+        eta = samplers.ETA[plan.sampler]
+        if edit.branch == Branch.NONE:
+            return Program.from_rows("decode", samplers.ddim(self._schedule, ts, eta=eta, clip=plan.clip))
+        scale = edit.n_train / plan.decode_steps if edit.n_train else 1.0
+        rows = samplers.edit(
+            self._schedule,
+            ts,
+            branch=edit.branch,
+            t_edit=plan.t_edit,
+            t_boost=plan.t_boost,
+            edit_scale=scale,
+            eta=eta,
+            clip=plan.clip,
+        )
+        return Program.from_rows("edit", rows)
+
+    def _latent_program(self, steps: int) -> Program:
+        if self._latent_schedule is None:
+            raise ArgumentError("sample: the bundle has no latent DDIM, so it cannot draw z_sem")
+        ts = space_timesteps("diffae", steps, self._latent_schedule.timesteps)
+        return Program.from_rows("latent", samplers.ddim(self._latent_schedule, ts))
+
+    def program(
+        self,
+        kind: Literal["encode", "decode", "edit", "latent"],
+        *,
+        edits: Mapping[str, float] | None = None,
+        preset: str | None = None,
+        steps: int | None = None,
+        sampler: str | None = None,
+        t_edit: int | None = None,
+        t_boost: int | None = None,
+    ) -> Program:
+        """The table that a call runs. kind "edit" is that of an h-space edit; without `edits`, of an asymmetric one
+        at edit_scale 1.
+        """
+        plan = self._plan(preset, steps, sampler, t_edit, t_boost)
+        if kind == "encode":
+            return self._encode_program(plan)
+        if kind == "latent":
+            return self._latent_program(steps or plan.latent_steps or plan.decode_steps)
+        if kind not in ("decode", "edit"):
+            raise ArgumentError(f"program: found {kind!r}, expected encode, decode, edit or latent")
+        edit = self._compile(edits or {}, 1)[0]
+        if kind == "edit" and edit.branch == Branch.NONE:
+            edit = Edit(branch=Branch.ASYMMETRIC)
+        return self._decode_program(plan, edit)
+
+    # --- calls ------------------------------------------------------------------------------------------
+
+    def encode(
+        self,
+        images: Images,
+        *,
+        preset: str | None = None,
+        steps: int | None = None,
+        resize: bool = False,
+        on_step: OnStep | None = None,
+    ) -> Latent:
+        """The codes of images: z_sem from the encoder (DiffAE), x_T by DDIM inversion conditioned on it.
+
+        images: a PIL image, a path, a sequence of either, uint8 [N, H, W, 3] or [H, W, 3], or float32 [N, 3, H, W] in
+        [−1, 1]. resize: centre-crop and resize those of another size. steps: 1 … 1000.
+        Source: Preechakul et al. 2022, equation 8; Kwon et al. 2023, section 3; Song et al. 2021, section 4.3.
+        """
+        x = load_images(images, self.size, resize=resize)
+        plan = self._plan(preset, steps)
+        program = self._encode_program(plan)
+        progress = _Progress(on_step, len(program) * self._chunks(len(x)))
+        return self._encode(x, plan, preset, program, progress)
+
+    def decode(
+        self,
+        latent: Latent,
+        edits: Edits | None = None,
+        *,
+        preset: str | None = None,
+        steps: int | None = None,
+        sampler: str | None = None,
+        t_edit: int | None = None,
+        t_boost: int | None = None,
+        seed: int = 0,
+        noise: Float32 | None = None,
+        on_step: OnStep | None = None,
+        output: Output = "uint8",
+    ) -> NDArray[Any]:
+        """Images from codes, edited where `edits` (one mapping name → strength, or one per image) says so.
+
+        Strengths are linear and may be negative. Source: Preechakul et al. 2022, equations 2 and 7; Kwon et al. 2023,
+        equation 5.
+        """
+        plan = self._plan(preset, steps, sampler, t_edit, t_boost)
+        self._check_latent(latent)
+        compiled = self._compile(edits or {}, len(latent))
+        programs = self._decode_programs(plan, compiled)
+        progress = _Progress(on_step, len(programs[0]) * self._chunks(len(latent)))
+        return self._decode(latent, compiled, programs, check_seed(seed), noise, progress, output)
+
+    def edit(
+        self,
+        images: Images,
+        edits: Edits,
+        *,
+        preset: str | None = None,
+        steps: int | tuple[int, int] | None = None,
+        sampler: str | None = None,
+        t_edit: int | None = None,
+        t_boost: int | None = None,
+        seed: int = 0,
+        noise: Float32 | None = None,
+        resize: bool = False,
+        on_step: OnStep | None = None,
+        output: Output = "uint8",
+    ) -> NDArray[Any]:
+        """Encodes, then decodes with `edits`. steps: for both, or (encode, decode). See `encode` and `decode`."""
+        x = load_images(images, self.size, resize=resize)
+        plan = self._plan(preset, steps, sampler, t_edit, t_boost)
+        compiled = self._compile(edits, len(x))
+        program, programs = self._encode_program(plan), self._decode_programs(plan, compiled)
+        _check_noise(noise, programs, len(x), self._shape)
+        _check_output(output)
+        progress = _Progress(on_step, (len(program) + len(programs[0])) * self._chunks(len(x)))
+        latent = self._encode(x, plan, preset, program, progress)
+        return self._decode(latent, compiled, programs, check_seed(seed), noise, progress, output)
+
+    def reconstruct(
+        self,
+        images: Images,
+        *,
+        preset: str | None = None,
+        steps: int | tuple[int, int] | None = None,
+        resize: bool = False,
+        on_step: OnStep | None = None,
+        output: Output = "uint8",
+    ) -> NDArray[Any]:
+        """Encodes, then decodes unchanged: what the model makes of the images themselves."""
+        return self.edit(images, {}, preset=preset, steps=steps, resize=resize, on_step=on_step, output=output)
+
+    def interpolate(
+        self,
+        latent_a: Latent,
+        latent_b: Latent,
+        frames: int = 8,
+        *,
+        edits: Mapping[str, float] | None = None,
+        preset: str | None = None,
+        steps: int | None = None,
+        on_step: OnStep | None = None,
+        output: Output = "uint8",
+    ) -> NDArray[Any]:
+        """`frames` images from one latent to another, both ends included: z_sem linear, x_T spherical.
+
+        latent_a, latent_b: of one image each. Source: Preechakul et al. 2022, section 5.1.
+        """
+        if len(latent_a) != 1 or len(latent_b) != 1:
+            raise ArgumentError(f"interpolate: found latents of {len(latent_a)} and {len(latent_b)} images, expected 1 and 1")
+        for latent in (latent_a, latent_b):
+            self._check_latent(latent)
+        _check_count("frames", frames, 2)
+        w = np.linspace(0, 1, frames)
+        z = None
+        if latent_a.z_sem is not None and latent_b.z_sem is not None:
+            z = ((1 - w)[:, None] * latent_a.z_sem + w[:, None] * latent_b.z_sem).astype(np.float32)
+        between = Latent(slerp(latent_a.x_T[0], latent_b.x_T[0], w), z, provenance=latent_a.provenance)
+        return self.decode(between, edits, preset=preset, steps=steps, on_step=on_step, output=output)
+
+    def sample(
+        self,
+        count: int,
+        *,
+        edits: Edits | None = None,
+        preset: str | None = None,
+        steps: int | None = None,
+        latent_steps: int | None = None,
+        sampler: str | None = None,
+        t_edit: int | None = None,
+        t_boost: int | None = None,
+        seed: int = 0,
+        noise: Float32 | None = None,
+        z_noise: Float32 | None = None,
+        x_T: Float32 | None = None,
+        on_step: OnStep | None = None,
+        output: Output = "uint8",
+    ) -> NDArray[Any]:
+        """New images. DiffAE: z_sem from the latent DDIM, then a decode from a random x_T; Asyrp: from x_T alone.
+
+        The seed draws x_T and the latent DDIM's start; x_T (float32 [count, 3, H, W]) and z_noise (float32 [count, D])
+        give them instead. Source: Preechakul et al. 2022, section 4.
+        """
+        _check_count("count", count, 1)
+        plan = self._plan(preset, steps, sampler, t_edit, t_boost)
+        compiled = self._compile(edits or {}, count)
+        programs = self._decode_programs(plan, compiled)
+        _check_noise(noise, programs, count, self._shape)
+        _check_output(output)
+        x_T = self._start(x_T, count, self._shape, check_seed(seed), Stream.X_T, "x_T")
+        total, z_sem, program = len(programs[0]), None, None
+        manifest = self.bundle.manifest
+        if manifest.z_sem is not None:
+            program = self._latent_program(latent_steps or plan.latent_steps or plan.decode_steps)
+            z_noise = self._start(z_noise, count, (manifest.z_sem.size,), seed, Stream.Z_SEM, "z_noise")
+            total += len(program)
+        progress = _Progress(on_step, total * self._chunks(count))
+        if program is not None and z_noise is not None:
+            z_sem = self._sample_z(z_noise, program, progress)
+        latent = Latent(x_T, z_sem, provenance=self._provenance(plan, preset))
+        return self._decode(latent, compiled, programs, seed, noise, progress, output)
+
+    def vary(
+        self,
+        latent: Latent,
+        count: int,
+        *,
+        edits: Edits | None = None,
+        preset: str | None = None,
+        steps: int | None = None,
+        seed: int = 0,
+        on_step: OnStep | None = None,
+        output: Output = "uint8",
+    ) -> NDArray[Any]:
+        """`count` variations of each of the latent's images, in order: z_sem kept, x_T drawn anew.
+
+        Source: Preechakul et al. 2022, section 5.3 (figure 4).
+        """
+        self._check_latent(latent)
+        if latent.z_sem is None:
+            raise ArgumentError("vary: the model has no z_sem, so nothing of an image would be kept")
+        _check_count("count", count, 1)
+        z_sem = np.repeat(latent.z_sem, count, axis=0)
+        x_T = self._start(None, len(z_sem), self._shape, check_seed(seed), Stream.X_T, "x_T")
+        varied = Latent(x_T, z_sem, provenance=latent.provenance)
+        return self.decode(varied, edits, preset=preset, steps=steps, seed=seed, on_step=on_step, output=output)
+
+    def classify(self, images: Images, *, resize: bool = False) -> Float32:
+        """float32 [N, K]: logits of the bundle's z_direction attributes, in its order (`classes`).
+
+        Source: Preechakul et al. 2022, section 5.2.
+        """
+        directions = [a for a in self.attributes.values() if isinstance(a, ZDirection)]
+        if not directions:
+            raise ArgumentError("classify: the bundle has no z_direction attributes")
+        x = load_images(images, self.size, resize=resize)
+        z_sem = np.concatenate([self._encode_z(x[c]) for c in self._slices(len(x))])
+        return np.stack([d.logit(z_sem) for d in directions], axis=1)
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of `classify`'s columns."""
+        return [name for name, a in self.attributes.items() if isinstance(a, ZDirection)]
+
+    # --- inside -----------------------------------------------------------------------------------------
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        return 3, self.size, self.size
+
+    def _chunks(self, n: int) -> int:
+        return -(-n // self.batch_size)
+
+    def _slices(self, n: int) -> list[slice]:
+        return [slice(i, min(i + self.batch_size, n)) for i in range(0, n, self.batch_size)]
+
+    def _provenance(self, plan: Preset, preset: str | None) -> dict[str, str]:
+        manifest = self.bundle.manifest
+        return {
+            "bundle": manifest.name,
+            "checkpoint": manifest.provenance.checkpoint_sha256,
+            "preset": self.bundle.preset(preset)[0],
+            "sampler": plan.sampler,
+            "encode_steps": str(plan.encode_steps),
+        }
+
+    def _compile(self, edits: Edits, count: int) -> list[Edit]:
+        """One compiled edit per image."""
+        each = [edits] if isinstance(edits, Mapping) else list(edits)
+        for mapping in each:
+            if not isinstance(mapping, Mapping):
+                raise ArgumentError(f"edits: found {type(mapping).__name__}, expected a mapping from name to strength")
+            check_names(mapping, self.attributes, "edits")
+        if not isinstance(edits, Mapping) and len(each) != count:
+            raise ArgumentError(f"edits: found {len(each)} mappings, expected one, or one for each of {count} images")
+        compiled = [compile_edit(mapping, self.attributes) for mapping in each]
+        return compiled * count if isinstance(edits, Mapping) else compiled
+
+    def _decode_programs(self, plan: Preset, edits: list[Edit]) -> list[Program]:
+        """One program per image, the same object where the tables are the same."""
+        made: dict[tuple[Branch, int | None], Program] = {}
+        for edit in edits:
+            if (edit.branch, edit.n_train) not in made:
+                made[edit.branch, edit.n_train] = self._decode_program(plan, edit)
+        return [made[edit.branch, edit.n_train] for edit in edits]
+
+    def _run(self, batch: Batch, phase: str, progress: _Progress) -> Batch:
+        while batch.active.size:
+            self._executor.step(batch)
+            progress(phase, batch.x_0)
+        return batch
+
+    def _encode_z(self, x: Float32) -> Float32:
+        (z_sem,) = self.engine.run("encoder", {"x": x})
+        return np.asarray(z_sem, dtype=np.float32)
+
+    def _encode(self, x: Float32, plan: Preset, preset: str | None, program: Program, progress: _Progress) -> Latent:
+        x_T = np.empty_like(x)
+        z_sem = None if self.bundle.manifest.z_sem is None else np.empty((len(x), self.bundle.manifest.z_sem.size), np.float32)
+        for c in self._slices(len(x)):
+            z = None
+            if z_sem is not None:
+                z = z_sem[c] = self._encode_z(x[c])
+            image = np.arange(c.start, c.stop)
+            batch = Batch(x[c], [program] * len(image), Noise(0, image), z)
+            x_T[c] = self._run(batch, "encode", progress).x
+        return Latent(x_T, z_sem, provenance=self._provenance(plan, preset))
+
+    def _decode(
+        self,
+        latent: Latent,
+        edits: list[Edit],
+        programs: list[Program],
+        seed: int,
+        noise: Float32 | None,
+        progress: _Progress,
+        output: Output,
+    ) -> NDArray[Any]:
+        _check_output(output)
+        _check_noise(noise, programs, len(latent), self._shape)
+        z_sem = latent.z_sem
+        if z_sem is not None and any(e.directions for e in edits):
+            z_sem = np.stack([_move(z, e) for z, e in zip(z_sem, edits, strict=True)])
+        x = np.empty_like(latent.x_T)
+        for c in self._slices(len(x)):
+            draws = Noise(seed, np.arange(c.start, c.stop), noise)
+            z = None if z_sem is None else z_sem[c]
+            batch = Batch(latent.x_T[c], programs[c], draws, z, edits[c])
+            x[c] = self._run(batch, "decode", progress).x
+        return to_uint8(x) if output == "uint8" else x
+
+    def _sample_z(self, noise: Float32, program: Program, progress: _Progress) -> Float32:
+        assert self._z_statistics is not None  # the manifest's checks say so
+        mean, std = self._z_statistics
+        z = np.empty_like(noise)
+        for c in self._slices(len(z)):
+            batch = Batch(noise[c], [program] * (c.stop - c.start), Noise(0, np.arange(c.start, c.stop)))
+            z[c] = self._run(batch, "latent", progress).x
+        return z * std + mean
+
+    def _start(
+        self, given: Float32 | None, count: int, shape: tuple[int, ...], seed: int, stream: Stream, name: str
+    ) -> Float32:
+        """The initial noise of `count` images: drawn from the seed, or given."""
+        if given is None:
+            return np.stack([normal(shape, seed, draw=0, image=i, stream=stream) for i in range(count)])
+        if given.dtype != np.float32 or given.shape != (count, *shape):
+            raise ArgumentError(f"{name}: found {given.dtype} {list(given.shape)}, expected float32 {[count, *shape]}")
+        return given
+
+    def _check_latent(self, latent: Latent) -> None:
+        manifest = self.bundle.manifest
+        if not isinstance(latent, Latent):
+            raise ArgumentError(f"latent: found {type(latent).__name__}, expected a hspace.Latent")
+        expected = (self._shape, None if manifest.z_sem is None else manifest.z_sem.size)
+        found = (latent.x_T.shape[1:], None if latent.z_sem is None else latent.z_sem.shape[1])
+        if found != expected:
+            raise LatentError(f"latent: found x_T {found[0]} and z_sem {found[1]}, expected {expected[0]} and {expected[1]}")
+        checkpoint = latent.provenance.get("checkpoint", manifest.provenance.checkpoint_sha256)
+        if checkpoint != manifest.provenance.checkpoint_sha256:
+            raise LatentError(
+                f"latent: made by the model {latent.provenance.get('bundle', '?')!r} (checkpoint {checkpoint[:12]}…), "
+                f"expected {manifest.name!r} ({manifest.provenance.checkpoint_sha256[:12]}…)"
+            )
+
+
+def slerp(a: Float32, b: Float32, weights: NDArray[np.float64]) -> Float32:
+    """Spherical interpolation between two arrays taken as vectors (float32 [F, *a.shape]); linear where parallel."""
+    cosine = np.vdot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b))
+    theta = float(np.arccos(np.clip(cosine, -1, 1)))
+    if np.sin(theta) < 1e-6:
+        wa, wb = 1 - weights, weights
+    else:
+        wa, wb = np.sin((1 - weights) * theta) / np.sin(theta), np.sin(weights * theta) / np.sin(theta)
+    frame = (len(weights), *[1] * a.ndim)
+    return (wa.reshape(frame) * a + wb.reshape(frame) * b).astype(np.float32)
+
+
+def _move(z_sem: Float32, edit: Edit) -> Float32:
+    for direction, strength in edit.directions:
+        z_sem = direction.move(z_sem, strength)
+    return z_sem
+
+
+def _check_count(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ArgumentError(f"{name}: found {value!r}, expected a whole number of at least {least}")
+
+
+def _check_output(output: str) -> None:
+    if output not in ("uint8", "float32"):
+        raise ArgumentError(f"output: found {output!r}, expected 'uint8' or 'float32'")
+
+
+def _check_noise(noise: Float32 | None, programs: list[Program], count: int, shape: tuple[int, ...]) -> None:
+    if noise is None:
+        return
+    expected = (max(int(p.rows["draws"].sum()) for p in programs), count, *shape)
+    if not isinstance(noise, np.ndarray) or noise.dtype != np.float32 or noise.shape != expected:
+        found = f"{noise.dtype} {list(noise.shape)}" if isinstance(noise, np.ndarray) else type(noise).__name__
+        raise ArgumentError(f"noise: found {found}, expected float32 {list(expected)}: the rows that draw, by image")

@@ -1,0 +1,72 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..bundle import Bundle, Component
+from ..errors import BundleError, EngineError
+
+_DTYPES = {"float32": "float", "float16": "float16", "int32": "int32", "int64": "int64"}
+
+
+def unavailable() -> str | None:
+    """Whether onnxruntime is there."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return "the package onnxruntime is not installed"
+    return None
+
+
+def open_engine(bundle: Bundle, threads: int | None) -> OnnxEngine:
+    """A session per component. Raises BundleError for a graph that is faulty or not what the manifest says."""
+    return OnnxEngine(bundle, threads)
+
+
+class OnnxEngine:
+    """Sessions of ONNX Runtime's CPU provider; `run` may be called from several threads."""
+
+    name = "onnx"
+    device = "cpu"
+
+    def __init__(self, bundle: Bundle, threads: int | None) -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.log_severity_level = 4  # its warnings go to stderr unasked
+        options.intra_op_num_threads = threads or 0
+        self._components = bundle.manifest.components
+        self._sessions = {}
+        for name, spec in self._components.items():
+            data, where = bundle.read_component(name), f"{bundle.folder / spec.file}"
+            try:
+                session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            except Exception as e:  # ONNX Runtime's errors share no base class
+                raise BundleError(f"{where}: ONNX Runtime cannot load this graph") from e
+            _check_signature(session, spec, where)
+            self._sessions[name] = session
+
+    def run(self, component: str, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        spec = self._components[component]
+        feeds = {i.name: np.ascontiguousarray(inputs[i.name], dtype=i.dtype) for i in spec.inputs}
+        try:
+            outputs: list[NDArray[Any]] = self._sessions[component].run([o.name for o in spec.outputs], feeds)
+        except Exception as e:
+            shapes = ", ".join(f"{k} {list(v.shape)}" for k, v in feeds.items())
+            raise EngineError(f"engine onnx: component {component} failed on {shapes}") from e
+        return outputs
+
+
+def _check_signature(session: Any, spec: Component, where: str) -> None:
+    for kind, declared, found in (
+        ("inputs", spec.inputs, session.get_inputs()),
+        ("outputs", spec.outputs, session.get_outputs()),
+    ):
+        expected = {t.name: (f"tensor({_DTYPES[t.dtype]})", len(t.shape)) for t in declared}
+        actual = {t.name: (t.type, len(t.shape)) for t in found}
+        if expected != actual:
+            raise BundleError(f"{where}: {kind}: found {sorted(actual)}, expected what the manifest says: {sorted(expected)}")

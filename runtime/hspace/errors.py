@@ -1,0 +1,61 @@
+"""The one family of errors: each message names the file or argument, what was found and what was expected."""
+
+
+class HspaceError(Exception):
+    """Base of every error that hspace raises on purpose. `exit_code` is what the command line exits with."""
+
+    exit_code = 1
+
+
+class ArgumentError(HspaceError, ValueError):
+    """An argument of a public call is out of range, of the wrong shape, or names nothing."""
+
+    exit_code = 2
+
+
+class BundleError(HspaceError):
+    """A bundle, or a file of it, is missing, altered, malformed or unsafe."""
+
+    exit_code = 3
+
+
+class ImageError(HspaceError):
+    """An input is not an image that the bundle can take."""
+
+    exit_code = 4
+
+
+class EngineError(HspaceError):
+    """An engine is unknown, cannot run here, or failed to evaluate a component."""
+
+    exit_code = 5
+
+
+class CheckpointError(HspaceError):
+    """A checkpoint cannot be read safely, or is not what the exporter was told it is."""
+
+    exit_code = 6
+
+
+class OutputError(HspaceError):
+    """An output exists already, or cannot be written."""
+
+    exit_code = 7
+
+
+class LatentError(HspaceError):
+    """A latent's file is malformed, or the latent belongs to another model."""
+
+    exit_code = 8
+
+
+class ProgramError(HspaceError):
+    """A program's file or its rows are malformed."""
+
+    exit_code = 9
+
+
+class Cancelled(HspaceError):
+    """`on_step` returned False."""
+
+    exit_code = 130

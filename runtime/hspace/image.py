@@ -1,0 +1,143 @@
+"""Images in and out: files, PIL images and arrays, to and from the model's float32 NCHW in [−1, 1]."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import ArgumentError, ImageError
+from .files import write_atomically
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+Images = Any  # a PIL image, a path, an array, or a sequence of images and paths
+MAX_PIXELS = 2**26  # 64 Mpx, checked against the header before anything is decoded
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+
+
+def load_images(images: Images, size: int, *, resize: bool = False) -> NDArray[np.float32]:
+    """Any accepted form of images as float32 [N, 3, size, size] in [−1, 1].
+
+    images: a PIL image, a path, a sequence of either, uint8 [N, H, W, 3] or [H, W, 3], or float32 [N, 3, H, W]
+    in [−1, 1]. resize: centre-crop and resize PIL images, files and uint8 arrays of another size; without it
+    they are refused. Raises ImageError, or ArgumentError for an array of another kind.
+    """
+    import PIL.Image
+
+    if isinstance(images, np.ndarray):
+        return _from_array(images, size, resize)
+    if isinstance(images, (str, Path, PIL.Image.Image)):
+        images = [images]
+    if not isinstance(images, Sequence) or not images:
+        raise ArgumentError(f"images: found {type(images).__name__}, expected an image, a path, an array or a sequence")
+    return _normalise(np.stack([_load_one(i, size, resize) for i in images]))
+
+
+def _normalise(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """uint8 [N, H, W, 3] → float32 [N, 3, H, W] in [−1, 1]."""
+    x = pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
+    return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+
+
+def _from_array(array: NDArray[Any], size: int, resize: bool) -> NDArray[np.float32]:
+    import PIL.Image
+
+    if array.dtype == np.uint8:
+        batch = array[None] if array.ndim == 3 else array
+        if batch.ndim != 4 or batch.shape[3] != 3 or 0 in batch.shape:
+            raise ArgumentError(f"images: found uint8 {list(array.shape)}, expected [N, H, W, 3] or [H, W, 3]")
+        if batch.shape[1:3] == (size, size):
+            return _normalise(batch)
+        return _normalise(np.stack([_fit(PIL.Image.fromarray(i), "images", size, resize) for i in batch]))
+    if array.dtype == np.float32 and array.ndim == 4 and array.shape[1] == 3 and len(array):
+        if array.shape[2:] != (size, size):
+            raise ImageError(f"images: found {array.shape[3]}×{array.shape[2]} pixels, expected {size}×{size}")
+        if not np.isfinite(array).all() or np.abs(array).max() > 1 + 1e-3:
+            raise ImageError("images: found float32 values outside [-1, 1], expected the model's range")
+        return np.ascontiguousarray(array)
+    raise ArgumentError(
+        f"images: found {array.dtype} {list(array.shape)}, expected uint8 [N, H, W, 3] or float32 [N, 3, H, W]"
+    )
+
+
+def _load_one(image: Any, size: int, resize: bool) -> NDArray[np.uint8]:
+    import PIL.Image
+
+    if isinstance(image, PIL.Image.Image):
+        return _fit(_to_rgb(image, "image"), "image", size, resize)
+    if not isinstance(image, (str, Path)):
+        raise ArgumentError(f"images: found {type(image).__name__} in a sequence, expected an image or a path")
+    path = str(image)
+    if not Path(image).is_file():
+        raise ImageError(f"{path}: {'not a file' if Path(image).exists() else 'no such file'}")
+    try:
+        with PIL.Image.open(path, formats=FORMATS) as opened:
+            return _fit(_to_rgb(opened, path), path, size, resize)
+    except ImageError:
+        raise
+    except PIL.Image.DecompressionBombError:
+        raise ImageError(f"{path}: more than {MAX_PIXELS} pixels") from None
+    except Exception:  # decoders raise errors of many types, and their text is not for our users
+        raise ImageError(f"{path}: expected an image ({', '.join(FORMATS)})") from None
+
+
+def _to_rgb(image: PIL.Image.Image, where: str) -> PIL.Image.Image:
+    """EXIF orientation applied; L, P, CMYK and opaque RGBA converted; everything else refused, before decoding."""
+    from PIL import ImageOps
+
+    if image.width * image.height > MAX_PIXELS:
+        raise ImageError(f"{where}: found {image.width}×{image.height} pixels, expected at most {MAX_PIXELS}")
+    if getattr(image, "n_frames", 1) > 1:
+        raise ImageError(f"{where}: an animation, expected a single picture")
+    if image.mode not in ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr"):
+        raise ImageError(f"{where}: found pixels of mode {image.mode}, expected 8 bits a channel")
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        alpha = image.convert("RGBA")
+        if alpha.getchannel("A").getextrema() != (255, 255):
+            raise ImageError(f"{where}: has transparent pixels, expected an opaque image")
+        return alpha.convert("RGB")
+    return image.convert("RGB")
+
+
+def _fit(image: PIL.Image.Image, where: str, size: int, resize: bool) -> NDArray[np.uint8]:
+    import PIL.Image
+
+    if image.size != (size, size):
+        if not resize:
+            raise ImageError(
+                f"{where}: found {image.width}×{image.height} pixels, expected {size}×{size} "
+                "(resize=True or --resize crops and resizes)"
+            )
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        box = (left, top, left + side, top + side)
+        image = image.resize((size, size), PIL.Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+    return np.asarray(image, dtype=np.uint8)
+
+
+def to_uint8(x: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """float32 [N, 3, H, W] in the model's range → uint8 [N, H, W, 3], clamped and rounded to nearest."""
+    pixels = np.clip(np.rint((x + np.float32(1)) * np.float32(127.5)), 0, 255)
+    return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)).astype(np.uint8)
+
+
+def save_image(path: str | Path, pixels: NDArray[np.uint8]) -> None:
+    """Writes uint8 [H, W, 3] in the format that the suffix names (.png, .jpg, .webp, .bmp), whole or not at all."""
+    import PIL.Image
+
+    formats = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
+    suffix = Path(path).suffix.lower()
+    if suffix not in formats:
+        raise ArgumentError(f"{path}: found the suffix {suffix!r}, expected one of {', '.join(formats)}")
+    buffer = io.BytesIO()
+    options = {"quality": 95} if formats[suffix] in ("JPEG", "WEBP") else {}
+    PIL.Image.fromarray(pixels).save(buffer, formats[suffix], **options)
+    write_atomically(Path(path), buffer.getvalue())

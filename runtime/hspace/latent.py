@@ -1,0 +1,79 @@
+"""Latents: what an encode leaves, and what every decode starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import LatentError
+from .tensors import read_tensors, write_tensors
+
+_FORMAT = "hspace-latent-1"
+
+
+@dataclass(frozen=True, eq=False)
+class Latent:
+    """The codes of N images.
+
+    x_T: float32 [N, 3, H, W], the stochastic code. z_sem: float32 [N, D], the semantic code; None for a model
+    without one. x_prev: float32 [N, 3, H, W], the state before x_T, for samplers that need two. provenance:
+    what made it: `bundle`, `checkpoint` (SHA-256), `preset`, `sampler`, `encode_steps`.
+    """
+
+    x_T: NDArray[np.float32]
+    z_sem: NDArray[np.float32] | None = None
+    x_prev: NDArray[np.float32] | None = None
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.x_T.ndim != 4 or self.x_T.dtype != np.float32 or not len(self.x_T):
+            raise LatentError(f"x_T: found {self.x_T.dtype} {list(self.x_T.shape)}, expected float32 [N, 3, H, W]")
+        z, x_prev = self.z_sem, self.x_prev
+        if z is not None and (z.ndim != 2 or z.dtype != np.float32 or len(z) != len(self.x_T)):
+            raise LatentError(f"z_sem: found {z.dtype} {list(z.shape)}, expected float32 [{len(self.x_T)}, D]")
+        if x_prev is not None and (x_prev.shape != self.x_T.shape or x_prev.dtype != np.float32):
+            raise LatentError(f"x_prev: found {x_prev.dtype} {list(x_prev.shape)}, expected x_T's {list(self.x_T.shape)}")
+        for name, array in (("x_T", self.x_T), ("z_sem", z), ("x_prev", x_prev)):
+            if array is not None and not np.isfinite(array).all():
+                raise LatentError(f"{name}: has values that are not finite")
+
+    def __len__(self) -> int:
+        return len(self.x_T)
+
+    def __getitem__(self, index: int | slice) -> Latent:
+        """One image's latent (N = 1), or a slice of them."""
+        if not isinstance(index, slice):
+            number = range(len(self))[index]
+            index = slice(number, number + 1)
+        pick = [None if a is None else a[index] for a in (self.z_sem, self.x_prev)]
+        return Latent(self.x_T[index], pick[0], pick[1], self.provenance)
+
+    def __iter__(self) -> Iterator[Latent]:
+        return (self[i] for i in range(len(self)))
+
+    def save(self, path: str | Path) -> None:
+        """Writes the latent as safetensors, whole or not at all."""
+        arrays = {"x_T": self.x_T, "z_sem": self.z_sem, "x_prev": self.x_prev}
+        metadata = {"format": _FORMAT, **self.provenance}
+        write_tensors(Path(path), {k: v for k, v in arrays.items() if v is not None}, metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Latent:
+        """Reads a latent that `save` wrote. Raises LatentError where the file is anything else."""
+        try:
+            data = Path(path).read_bytes()
+        except OSError as e:
+            raise LatentError(f"{path}: cannot be read: {e.strerror}") from None
+        tensors = read_tensors(data, str(path), LatentError)
+        metadata = dict(tensors.metadata)
+        if metadata.pop("format", None) != _FORMAT or not {"x_T"} <= tensors.arrays.keys() <= {"x_T", "z_sem", "x_prev"}:
+            raise LatentError(f"{path}: expected a latent of format {_FORMAT}")
+        try:
+            a = tensors.arrays
+            return cls(a["x_T"], a.get("z_sem"), a.get("x_prev"), metadata)
+        except LatentError as e:
+            raise LatentError(f"{path}: {e}") from None

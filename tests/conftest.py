@@ -1,0 +1,171 @@
+"""Bundles that the tests share: exported once a session from the golden checkpoints, or made up for the null engine."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import hspace
+from hspace import bundle as contract
+from hspace.tensors import write_tensors
+
+GOLDEN = Path(__file__).parent / "golden"
+BUNDLES = Path(__file__).parent.parent / "bundles"
+
+
+def relative_error(a: np.ndarray, b: np.ndarray) -> float:
+    """‖a − b‖/‖b‖."""
+    return float(np.linalg.norm(a.astype(np.float64) - b) / np.linalg.norm(b.astype(np.float64)))
+
+
+@pytest.fixture(scope="session")
+def golden_bundles(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """name of a golden folder → the bundle exported from it, in float32."""
+    pytest.importorskip("torch", reason="exports need the extra `export`")
+    from hspace_export import asyrp, diffae
+    from hspace_export.exporter import Settings, export
+
+    root = tmp_path_factory.mktemp("bundles")
+
+    def make(name: str) -> Path:
+        folder, output = GOLDEN / name, root / name
+        if output.exists():
+            return output
+
+        def load():
+            if name == "diffae-tiny":
+                return diffae.load_model(
+                    folder / "last.ckpt", classifier=folder / "cls_last.ckpt", settings=Settings()
+                )
+            files = {f"attribute{i}": folder / f"attribute{i}_LC_golden_t999_ninv8_ngen8_0.pth" for i in (0, 1)}
+            settings = Settings(image_size=32, num_heads=4)
+            return asyrp.load_model(folder / "model.ckpt", attributes=files, settings=settings)
+
+        export(load, output)
+        return output
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def golden_editor(golden_bundles: Callable[[str], Path]) -> Callable[[str], hspace.Editor]:
+    """name of a golden folder → an editor on its bundle."""
+    made: dict[str, hspace.Editor] = {}
+
+    def make(name: str) -> hspace.Editor:
+        if name not in made:
+            made[name] = hspace.open(golden_bundles(name), engine="onnx")
+        return made[name]
+
+    return make
+
+
+def tensor(name: str, *shape: int | str, dtype: str = "float32") -> contract.Tensor:
+    return contract.Tensor(name=name, dtype=dtype, shape=list(shape))
+
+
+def make_null_bundle(folder: Path, family: str = "diffae", size: int = 8, d: int = 6, channels: int = 32) -> Path:
+    """A bundle with files that no network stands in, for the null engine: one attribute of each kind that fits.
+
+    An empty ONNX graph (ir_version 9 and a graph with no nodes) is the least that passes for a component.
+    """
+    folder.mkdir(parents=True)
+    z = [tensor("z_sem", "N", d)] if family == "diffae" else []
+    skips = [tensor("skip_0", "N", 4, size, size), tensor("skip_1", "N", channels, 4, 4)]
+    h, temb, x = (channels, 4, 4), tensor("temb", "N", 5), tensor("x", "N", 3, size, size)
+    t = tensor("t", "N", dtype="int32")
+    head = [tensor("h", "M", *h), temb, tensor("source", "M", dtype="int64"), *skips, *z]
+    specs = {
+        "trunk": ([x, t, *z], [tensor("h", "N", *h), temb, *skips]),
+        "head": (head, [tensor("eps", "M", 3, size, size)]),
+    }
+    if family == "diffae":
+        specs["encoder"] = ([x], z)
+        specs["latent"] = ([*z, t], [tensor("eps", "N", d)])
+    components = {}
+    for i, (key, (inputs, outputs)) in enumerate(specs.items()):
+        (folder / f"{key}.onnx").write_bytes(b"\x08\x09\x3a\x02\x12" + bytes([0]) + b"\x12\x01" + bytes([65 + i]))
+        components[key] = contract.Component(
+            **contract.file_entry(folder, f"{key}.onnx"), inputs=inputs, outputs=outputs, precision="fp32", weights="fp32"
+        )
+    rng = np.random.default_rng(0)
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape, dtype=np.float32)
+
+    c = channels
+    block = {"conv1.weight": normal(c, c), "conv2.weight": normal(c, c), "temb_proj.weight": normal(c, 5)}
+    block |= {f"{p}.bias": normal(c) for p in ("conv1", "conv2", "temb_proj", "norm2")} | {"norm2.weight": normal(c)}
+    table = {"timesteps": np.array([0, 300, 700], dtype=np.int64), "delta_h": normal(3, *h)}
+    attributes = {
+        "block": ("delta_block", "asymmetric", 4, block, {"eps": "1e-6"}),
+        "table": ("delta_h", "asymmetric", None, table, {}),
+        "haas": ("delta_h", "symmetric", None, table, {}),
+    }
+    statistics = None
+    if family == "diffae":
+        stats = {"mean": normal(d), "std": np.abs(normal(d)) + 0.5}
+        write_tensors(folder / "z_sem.safetensors", stats, {})
+        statistics = contract.File(**contract.file_entry(folder, "z_sem.safetensors"))
+        for name in ("smile", "beard"):
+            direction = {"weight": normal(d), "bias": normal(1), **stats}
+            attributes[name] = ("z_direction", "none", None, direction, {})
+    entries = {}
+    for name, (kind, branch, n_train, arrays, metadata) in attributes.items():
+        write_tensors(folder / f"{name}.safetensors", arrays, metadata)
+        entry = contract.file_entry(folder, f"{name}.safetensors")
+        entries[name] = contract.Attribute(**entry, kind=kind, branch=branch, n_train=n_train)
+    spacing, clip = ("diffae", True) if family == "diffae" else ("asyrp", False)
+    preset = contract.Preset(
+        encode_steps=5, decode_steps=4, latent_steps=4, spacing=spacing, clip=clip, t_edit=500, t_boost=0
+    )
+    manifest = contract.Manifest(
+        format_version=1,
+        name="null",
+        family=family,
+        image=contract.Image(size=size),
+        z_sem=contract.ZSem(size=d, statistics=statistics) if family == "diffae" else None,
+        schedules=contract.Schedules(
+            image=contract.LinearSchedule(), latent=contract.ConstSchedule() if family == "diffae" else None
+        ),
+        components=components,
+        attributes=entries,
+        presets={"official": preset},
+        default_preset="official",
+        provenance=contract.Provenance(checkpoint_sha256="0" * 64, exporter="tests"),
+        licence="",
+    )
+    contract.write_manifest(folder, manifest)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def _null_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("null")
+    return {family: make_null_bundle(root / family, family) for family in ("diffae", "asyrp")}
+
+
+@pytest.fixture(params=["diffae", "asyrp"])
+def null_editor(request: pytest.FixtureRequest, _null_bundles: dict[str, Path]) -> hspace.Editor:
+    """An editor of each family on the null engine."""
+    return hspace.open(_null_bundles[request.param], engine="null")
+
+
+@pytest.fixture
+def null_diffae(_null_bundles: dict[str, Path]) -> hspace.Editor:
+    return hspace.open(_null_bundles["diffae"], engine="null")
+
+
+@pytest.fixture
+def null_asyrp(_null_bundles: dict[str, Path]) -> hspace.Editor:
+    return hspace.open(_null_bundles["asyrp"], engine="null")
+
+
+@pytest.fixture
+def null_folder(tmp_path: Path, _null_bundles: dict[str, Path]) -> Path:
+    """A copy of a null bundle that a test may spoil."""
+    return Path(shutil.copytree(_null_bundles["diffae"], tmp_path / "bundle"))
