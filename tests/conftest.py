@@ -6,10 +6,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import hspace
 import numpy as np
 import pytest
-
-import hspace
 from hspace import bundle as contract
 from hspace.tensors import write_tensors
 
@@ -38,9 +37,7 @@ def golden_bundles(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
 
         def load():
             if name == "diffae-tiny":
-                return diffae.load_model(
-                    folder / "last.ckpt", classifier=folder / "cls_last.ckpt", settings=Settings()
-                )
+                return diffae.load_model(folder / "last.ckpt", classifier=folder / "cls_last.ckpt", settings=Settings())
             files = {f"attribute{i}": folder / f"attribute{i}_LC_golden_t999_ninv8_ngen8_0.pth" for i in (0, 1)}
             settings = Settings(image_size=32, num_heads=4)
             return asyrp.load_model(folder / "model.ckpt", attributes=files, settings=settings)
@@ -90,7 +87,11 @@ def make_null_bundle(folder: Path, family: str = "diffae", size: int = 8, d: int
     for i, (key, (inputs, outputs)) in enumerate(specs.items()):
         (folder / f"{key}.onnx").write_bytes(b"\x08\x09\x3a\x02\x12" + bytes([0]) + b"\x12\x01" + bytes([65 + i]))
         components[key] = contract.Component(
-            **contract.file_entry(folder, f"{key}.onnx"), inputs=inputs, outputs=outputs, precision="fp32", weights="fp32"
+            **contract.file_entry(folder, f"{key}.onnx"),
+            inputs=inputs,
+            outputs=outputs,
+            precision="fp32",
+            weights="fp32",
         )
     rng = np.random.default_rng(0)
 

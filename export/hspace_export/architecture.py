@@ -73,7 +73,9 @@ def encoder(state: StateDict, *, num_res_blocks: int, num_heads: int) -> Encoder
     """DiffAE's semantic encoder. Its names do not tell a down block from another, so num_res_blocks must be known."""
     channels, blocks = _shape(state, "input_blocks.0.0.weight")[0], _count(state, "input_blocks.{}.")
     if blocks % (num_res_blocks + 1):
-        raise CheckpointError(f"tensors encoder.input_blocks.*: found {blocks}, expected a multiple of {num_res_blocks + 1}")
+        raise CheckpointError(
+            f"tensors encoder.input_blocks.*: found {blocks}, expected a multiple of {num_res_blocks + 1}"
+        )
     first = [1 + level * (num_res_blocks + 1) for level in range(blocks // (num_res_blocks + 1))]
     return EncoderConfig(
         model_channels=channels,

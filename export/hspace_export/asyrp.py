@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from torch import nn
-
 from hspace import bundle as contract
 from hspace.errors import ArgumentError, CheckpointError
+from torch import nn
 
 from . import architecture
 from .checkpoint import StateDict, check_tensors, load, looks_like, sha256, tensors
@@ -41,11 +40,15 @@ def load_model(
     state = tensors(found, checkpoint)
     layout = "ddpm" if "temb.dense.0.weight" in state else "guided" if "input_blocks.0.0.weight" in state else None
     if layout is None:
-        raise CheckpointError(f"{checkpoint}: looks like {looks_like(found)}, expected a DDPM or guided-diffusion U-Net")
+        raise CheckpointError(
+            f"{checkpoint}: looks like {looks_like(found)}, expected a DDPM or guided-diffusion U-Net"
+        )
     if preset is not None:
         expected, head_channels = PRESETS[preset]
         if layout != expected:
-            raise CheckpointError(f"{checkpoint}: found the {layout} layout, the preset {preset} has the {expected} one")
+            raise CheckpointError(
+                f"{checkpoint}: found the {layout} layout, the preset {preset} has the {expected} one"
+            )
         settings = settings.over(Settings(image_size=256, num_head_channels=head_channels))
     if settings.image_size is None:
         raise ArgumentError(f"{checkpoint}: the weights cannot tell the image size; give --preset or --image-size")
@@ -88,7 +91,9 @@ def _network(checkpoint: Path, state: StateDict, layout: str, settings: Settings
     check_tensors(checkpoint, unet.state_dict(), state, f"a U-Net of the {layout} layout")
     unet.load_state_dict(state)
     if unet.config.out_channels not in (3, 6):
-        raise CheckpointError(f"{checkpoint}: found {unet.config.out_channels} output channels, expected 3, or 6 with sigma")
+        raise CheckpointError(
+            f"{checkpoint}: found {unet.config.out_channels} output channels, expected 3, or 6 with sigma"
+        )
     return unet.eval()
 
 
@@ -102,7 +107,7 @@ def _eps_only(unet: DdpmUNet | GuidedUNet) -> nn.Module:
         unet.conv_out = cut
     else:
         unet.out[2] = cut
-    unet.config = replace(unet.config, out_channels=3)  # type: ignore[type-var]
+    unet.config = replace(unet.config, out_channels=3)
     return unet
 
 
@@ -111,7 +116,9 @@ def _attribute(path: Path, unet: DdpmUNet | GuidedUNet, layout: str, n_train: in
     found = load(path)
     weights = found.get("0") if isinstance(found, Mapping) else None
     if not isinstance(weights, Mapping):
-        raise CheckpointError(f"{path}: looks like {looks_like(found)}, expected an Asyrp attribute (weights under '0')")
+        raise CheckpointError(
+            f"{path}: looks like {looks_like(found)}, expected an Asyrp attribute (weights under '0')"
+        )
     state = tensors(weights, path)
     kind = ImprovedDelta if "in_layers.2.weight" in state else DdpmDelta
     if (kind is DdpmDelta) != (layout == "ddpm"):

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-
 from hspace.errors import CheckpointError
+from torch import Tensor
 
 StateDict = dict[str, Tensor]
 

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-
 from hspace import bundle as contract
 from hspace.errors import ArgumentError, CheckpointError
+from numpy.typing import NDArray
 
 from . import architecture
 from .celeba import CELEBA_NAMES
@@ -56,12 +55,12 @@ def load_model(
     preset: str | None = None,
     settings: Settings,
 ) -> Model:
-    """The averaged networks of `checkpoint`; the latent DDIM's from `latent`, or from the same file where it has one."""
+    """The averaged networks of `checkpoint`; the latent DDIM's from `latent`, or from the same file."""
     found = load(checkpoint)
     ema = tensors(found, checkpoint, _EMA)
     if "encoder.input_blocks.0.0.weight" not in ema:
         raise CheckpointError(
-            f"{checkpoint}: looks like {looks_like(found)}, expected a Diffusion Autoencoder with averaged weights ({_EMA}*)"
+            f"{checkpoint}: looks like {looks_like(found)}, expected a Diffusion Autoencoder ({_EMA}*)"
         )
     hyper = _hyper_parameters(found)
     latent_found, latent_ema = (found, ema) if latent is None else (load(latent), {})
@@ -86,7 +85,9 @@ def load_model(
         config["latent"] = asdict(net.config)
     statistics = _statistics(tensors(latent_found, latent or checkpoint), z_channels)
     if net is not None and statistics is None:
-        raise CheckpointError(f"{latent or checkpoint}: conds_mean and conds_std: missing, and the latent DDIM needs them")
+        raise CheckpointError(
+            f"{latent or checkpoint}: conds_mean and conds_std: missing, and the latent DDIM needs them"
+        )
 
     attributes = {} if classifier is None else _attributes(classifier, class_names, z_channels, statistics)
     latent_schedule = schedule(settings.latent_schedule or "const0.008") if net is not None else None
@@ -140,7 +141,7 @@ def _networks(checkpoint: Path, ema: StateDict, settings: Settings, preset: str 
         raise CheckpointError(f"{checkpoint}: {e}") from None
     if preset is not None and config.channel_mult != PRESETS[preset][1]:
         raise CheckpointError(
-            f"{checkpoint}: found channel multipliers {config.channel_mult}, the preset {preset} has {PRESETS[preset][1]}"
+            f"{checkpoint}: channel multipliers {config.channel_mult}, preset {preset} says {PRESETS[preset][1]}"
         )
     unet, encoder = GuidedUNet(config), Encoder(enc_config)
     expected = unet.state_dict() | {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
@@ -181,14 +182,18 @@ def _attributes(
     state = tensors(found, path)
     weight, bias = state.get("ema_classifier.weight"), state.get("ema_classifier.bias")
     if weight is None or bias is None:
-        raise CheckpointError(f"{path}: looks like {looks_like(found)}, expected a DiffAE classifier (ema_classifier.*)")
+        raise CheckpointError(
+            f"{path}: looks like {looks_like(found)}, expected a DiffAE classifier (ema_classifier.*)"
+        )
     if weight.ndim != 2 or weight.shape[1] != z_channels:
         raise CheckpointError(f"{path}: ema_classifier.weight: found {list(weight.shape)}, expected [K, {z_channels}]")
     statistics = _statistics(state, z_channels) or statistics
     if statistics is None:
         raise CheckpointError(f"{path}: conds_mean and conds_std: missing, and no other checkpoint has them")
     names = _names(found, path, class_names, len(weight))
-    arrays = [{"weight": w.numpy(), "bias": b.reshape(1).numpy(), **statistics} for w, b in zip(weight, bias, strict=True)]
+    arrays = [
+        {"weight": w.numpy(), "bias": b.reshape(1).numpy(), **statistics} for w, b in zip(weight, bias, strict=True)
+    ]
     return {name: AttributeData("z_direction", "none", a) for name, a in zip(names, arrays, strict=True)}
 
 

@@ -16,16 +16,15 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 import torch
-from msgspec import Meta, Struct
-from numpy.typing import NDArray
-from torch import nn
-
 from hspace import bundle as contract
 from hspace.attributes import DeltaBlock
 from hspace.editor import Editor
 from hspace.engines import open_engine
 from hspace.errors import ArgumentError, CheckpointError, OutputError
 from hspace.tensors import write_tensors
+from msgspec import Meta, Struct
+from numpy.typing import NDArray
+from torch import nn
 
 from . import graph
 from .checkpoint import read_json
@@ -172,7 +171,9 @@ def _write(model: Model, folder: Path, precision: Precision, weights: Precision,
             graph.store_half(proto)
         inputs, outputs = graph.signature(part, proto, precision)
         if proto.ByteSize() > contract.MAX_FILE_BYTES:
-            raise CheckpointError(f"component {key}: {proto.ByteSize()} bytes, expected at most {contract.MAX_FILE_BYTES}")
+            raise CheckpointError(
+                f"component {key}: {proto.ByteSize()} bytes, expected at most {contract.MAX_FILE_BYTES}"
+            )
         (folder / f"{key}.onnx").write_bytes(proto.SerializeToString(deterministic=True))
         del proto
         components[key] = contract.Component(
@@ -189,7 +190,7 @@ def _write(model: Model, folder: Path, precision: Precision, weights: Precision,
             write_tensors(folder / "z_sem.safetensors", model.z_statistics, {})
             statistics = contract.File(**contract.file_entry(folder, "z_sem.safetensors"))
         z_sem = contract.ZSem(size=model.z_channels, statistics=statistics)
-    attributes = {}
+    attributes: dict[str, contract.Attribute] = {}
     for key, data in model.attributes.items():
         (folder / "attributes").mkdir(exist_ok=True)
         file = f"attributes/{len(attributes):03d}.safetensors"  # names are free text, files are not
@@ -234,7 +235,11 @@ def _compare(model: Model, folder: Path, precision: Precision) -> dict[str, floa
         if isinstance(attribute, DeltaBlock) and data.module is not None:
             errors[key] = _compare_delta(attribute, data.module, contract.h_shape(opened))
             limits[key] = TOLERANCE["fp32"]
-    faults = [f"{k}: relative error {e:.2e}, expected at most {limits[k]:.0e}" for k, e in errors.items() if not e <= limits[k]]
+    faults = [
+        f"{k}: relative error {e:.2e}, expected at most {limits[k]:.0e}"
+        for k, e in errors.items()
+        if not e <= limits[k]
+    ]
     if faults:
         raise CheckpointError("the export differs from PyTorch:\n  " + "\n  ".join(faults))
     return errors

@@ -12,10 +12,9 @@ from typing import Literal
 import numpy as np
 import onnx
 import torch
+from hspace.bundle import Tensor as TensorSpec
 from numpy.typing import NDArray
 from torch import Tensor, nn
-
-from hspace.bundle import Tensor as TensorSpec
 
 from .models.layers import to_half
 
@@ -88,7 +87,9 @@ def unet_parts(unet: nn.Module, size: int, z_channels: int) -> dict[str, Part]:
         h, temb, *skips = Trunk(unet)(*_example(inputs, {"N": 1, "M": 1}, "fp32"))
     outputs = {"h": h, "temb": temb, **{f"skip_{i}": s for i, s in enumerate(skips)}}
     trunk = Part(Trunk(unet), inputs, dict.fromkeys(outputs, "float"))
-    shapes: dict[str, tuple[str, tuple[int | str, ...]]] = {k: ("float", ("N", *v.shape[1:])) for k, v in outputs.items()}
+    shapes: dict[str, tuple[str, tuple[int | str, ...]]] = {
+        k: ("float", ("N", *v.shape[1:])) for k, v in outputs.items()
+    }
     h_spec, temb_spec = ("float", ("M", *h.shape[1:])), shapes.pop("temb")
     del shapes["h"]
     inputs = {"h": h_spec, "temb": temb_spec, "source": ("int64", ("M",)), **shapes, **z}
@@ -96,7 +97,10 @@ def unet_parts(unet: nn.Module, size: int, z_channels: int) -> dict[str, Part]:
 
 
 def _example(
-    inputs: Mapping[str, tuple[str, tuple[int | str, ...]]], sizes: Mapping[str, int], precision: Precision, seed: int = 0
+    inputs: Mapping[str, tuple[str, tuple[int | str, ...]]],
+    sizes: Mapping[str, int],
+    precision: Precision,
+    seed: int = 0,
 ) -> list[Tensor]:
     """Random inputs: Gaussian floats, timesteps over the whole range, sources within the trunk's samples."""
     rng = np.random.default_rng(seed)
@@ -104,11 +108,9 @@ def _example(
     for name, (dtype, shape) in inputs.items():
         full = [sizes[d] if isinstance(d, str) else d for d in shape]
         kind = ("float16" if precision == "fp16" else "float32") if dtype == "float" else dtype
-        if kind.startswith("float"):
-            value = rng.standard_normal(full, dtype=np.float32)
-        else:
-            value = rng.integers(0, sizes["N"] if name == "source" else 1000, full)
-        made.append(torch.from_numpy(np.asarray(value)).to(_TORCH[kind]))
+        whole = rng.integers(0, sizes["N"] if name == "source" else 1000, full)
+        value = rng.standard_normal(full, dtype=np.float32) if kind.startswith("float") else whole
+        made.append(torch.from_numpy(value).to(_TORCH[kind]))
     return made
 
 
@@ -164,7 +166,7 @@ def signature(part: Part, model: onnx.ModelProto, precision: Precision) -> tuple
             dtype = ("float16" if precision == "fp16" else "float32") if dtypes[v.name] == "float" else dtypes[v.name]
             dims = [d.dim_value or d.dim_param for d in v.type.tensor_type.shape.dim]
             first = str(part.inputs[v.name][1][0]) if batch is None else batch
-            made.append(TensorSpec(name=v.name, dtype=dtype, shape=[first, *dims[1:]]))  # type: ignore[arg-type]
+            made.append(TensorSpec(name=v.name, dtype=dtype, shape=[first, *dims[1:]]))  # type: ignore[arg-type,list-item]
         return made
 
     inputs = specs(model.graph.input, {k: v[0] for k, v in part.inputs.items()}, None)
@@ -172,7 +174,7 @@ def signature(part: Part, model: onnx.ModelProto, precision: Precision) -> tuple
 
 
 def round_weights(module: nn.Module) -> None:
-    """Rounds a network's large weights to float16 values in place, so that storing them as float16 loses nothing more."""
+    """Rounds a network's large weights to float16 values in place, so that storing them so loses no more."""
     with torch.no_grad():
         for p in module.parameters():
             if p.ndim > 1 and p.numel() >= _SMALL:
@@ -200,7 +202,7 @@ def store_half(model: onnx.ModelProto) -> None:
 def relative_error(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
     """‖a − b‖/‖b‖, in float64."""
     a64, b64 = a.astype(np.float64), b.astype(np.float64)
-    return float(np.linalg.norm(a64 - b64) / max(np.linalg.norm(b64), 1e-30))
+    return float(np.linalg.norm(a64 - b64)) / max(float(np.linalg.norm(b64)), 1e-30)
 
 
 Run = Callable[[str, Mapping[str, NDArray[np.generic]]], list[NDArray[np.generic]]]
@@ -214,5 +216,6 @@ def compare(name: str, part: Part, run: Run, batch: int, seed: int) -> dict[str,
     got = run(name, {k: v.numpy() for k, v in zip(part.inputs, inputs, strict=True)})
     each = expected if isinstance(expected, tuple) else (expected,)
     return {
-        output: relative_error(g.astype(np.float32), e.numpy()) for output, g, e in zip(part.outputs, got, each, strict=True)
+        output: relative_error(g.astype(np.float32), e.numpy())
+        for output, g, e in zip(part.outputs, got, each, strict=True)
     }

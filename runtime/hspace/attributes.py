@@ -31,16 +31,18 @@ GROUPS = 32  # of every GroupNorm in both papers' networks
 def silu(x: Float32) -> Float32:
     """x·sigmoid(x), elementwise."""
     with np.errstate(over="ignore"):  # exp(−x) = inf gives the right limit, 0
-        return x / (1 + np.exp(-x))
+        y: Float32 = np.divide(x, 1 + np.exp(-x))
+    return y
 
 
 def group_norm(x: Float32, weight: Float32, bias: Float32, eps: float) -> Float32:
     """GroupNorm with 32 groups. x: float32 [N, C, H, W]; weight, bias: float32 [C]."""
     n, c, height, width = x.shape
     g = x.reshape(n, min(GROUPS, c), -1)
-    g = g - g.mean(axis=2, keepdims=True)
-    g = g / np.sqrt(np.square(g).mean(axis=2, keepdims=True) + np.float32(eps))
-    return g.reshape(n, c, height, width) * weight[:, None, None] + bias[:, None, None]
+    g = np.subtract(g, g.mean(axis=2, keepdims=True))
+    g = np.divide(g, np.sqrt(np.square(g).mean(axis=2, keepdims=True) + np.float32(eps)))
+    y: Float32 = g.reshape(n, c, height, width) * weight[:, None, None] + bias[:, None, None]
+    return y
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +60,13 @@ class ZDirection:
     def move(self, z_sem: Float32, strength: float) -> Float32:
         """z_sem (float32 [D]) moved: in normalised space, += strength·sqrt(D)·weight/‖weight‖."""
         step = strength * math.sqrt(self.weight.size) / float(np.linalg.norm(self.weight))
-        return ((z_sem - self.mean) / self.std + np.float32(step) * self.weight) * self.std + self.mean
+        normalised = (z_sem - self.mean) / self.std + np.float32(step) * self.weight
+        moved: Float32 = np.add(normalised * self.std, self.mean, dtype=np.float32)
+        return moved
 
     def logit(self, z_sem: Float32) -> Float32:
         """z_sem float32 [N, D] → float32 [N]: weight·z_normalised + bias."""
-        logits: Float32 = ((z_sem - self.mean) / self.std) @ self.weight + np.float32(self.bias)
+        logits: Float32 = np.matmul((z_sem - self.mean) / self.std, self.weight) + np.float32(self.bias)
         return logits
 
 
@@ -120,7 +124,8 @@ class DeltaTable:
 
     def delta_h(self, h: Float32, temb: Float32, t: NDArray[np.int32]) -> Float32:
         nearest = np.abs(self.timesteps[None, :] - t[:, None].astype(np.int64)).argmin(axis=1)
-        return self.table[nearest]
+        found: Float32 = self.table[nearest]
+        return found
 
 
 AnyAttribute = ZDirection | DeltaBlock | DeltaTable
@@ -201,7 +206,7 @@ def check_names(names: Iterable[str], known: Iterable[str], what: str) -> None:
             raise ArgumentError(f"{what}: the bundle has no attribute {str(name)[:100]!r}{hint}")
 
 
-def compile_edit(edits: Mapping[str, float], attributes: Mapping[str, AnyAttribute], n_run: int | None = None) -> Edit:
+def compile_edit(edits: Mapping[str, float], attributes: Mapping[str, AnyAttribute]) -> Edit:
     """One mapping of strengths as an `Edit`. `attributes` holds the named ones, read.
 
     Strengths are linear; zero leaves an attribute out. Deltas of different n_train are brought to that of the

@@ -39,7 +39,7 @@ class Frozen(Struct, frozen=True, forbid_unknown_fields=True):
     """Base of the manifest's structs: immutable, unknown keys refused."""
 
 
-class LinearSchedule(Frozen, tag_field="kind", tag="linear"):
+class LinearSchedule(Frozen, frozen=True, tag_field="kind", tag="linear"):
     """β from beta_start to beta_end in equal steps."""
 
     timesteps: Annotated[int, Meta(ge=2, le=1_000_000)] = 1000
@@ -50,7 +50,7 @@ class LinearSchedule(Frozen, tag_field="kind", tag="linear"):
         return Schedule.linear(self.timesteps, self.beta_start, self.beta_end)
 
 
-class ConstSchedule(Frozen, tag_field="kind", tag="const"):
+class ConstSchedule(Frozen, frozen=True, tag_field="kind", tag="const"):
     """The same β at every timestep."""
 
     timesteps: Annotated[int, Meta(ge=2, le=1_000_000)] = 1000
@@ -60,7 +60,7 @@ class ConstSchedule(Frozen, tag_field="kind", tag="const"):
         return Schedule.const(self.beta, self.timesteps)
 
 
-class CosineSchedule(Frozen, tag_field="kind", tag="cosine"):
+class CosineSchedule(Frozen, frozen=True, tag_field="kind", tag="cosine"):
     """Nichol and Dhariwal's cosine schedule."""
 
     timesteps: Annotated[int, Meta(ge=2, le=1_000_000)] = 1000
@@ -69,7 +69,7 @@ class CosineSchedule(Frozen, tag_field="kind", tag="cosine"):
         return Schedule.cosine(self.timesteps)
 
 
-class ArraySchedule(Frozen, tag_field="kind", tag="betas"):
+class ArraySchedule(Frozen, frozen=True, tag_field="kind", tag="betas"):
     """β given one by one."""
 
     betas: Annotated[list[float], Meta(min_length=2, max_length=1_000_000)]
@@ -81,21 +81,21 @@ class ArraySchedule(Frozen, tag_field="kind", tag="betas"):
 AnySchedule = LinearSchedule | ConstSchedule | CosineSchedule | ArraySchedule
 
 
-class Schedules(Frozen):
+class Schedules(Frozen, frozen=True):
     """`image`: of the U-Net. `latent`: of the latent DDIM over z_sem, where there is one."""
 
     image: AnySchedule
     latent: AnySchedule | None = None
 
 
-class Image(Frozen):
+class Image(Frozen, frozen=True):
     """Images are square: size × size pixels, RGB."""
 
     size: Annotated[int, Meta(ge=8, le=4096)]
     channels: Literal[3] = 3
 
 
-class File(Frozen):
+class File(Frozen, frozen=True):
     """A file of the bundle: a relative path with forward slashes, its size in bytes and its SHA-256."""
 
     file: Annotated[str, Meta(min_length=1, max_length=200)]
@@ -103,14 +103,14 @@ class File(Frozen):
     sha256: Sha256
 
 
-class ZSem(Frozen):
+class ZSem(Frozen, frozen=True):
     """The semantic code: its length D, and a safetensors file with its `mean` and `std` (float32 [D]) where known."""
 
     size: Annotated[int, Meta(ge=1, le=65536)]
     statistics: File | None = None
 
 
-class Tensor(Frozen):
+class Tensor(Frozen, frozen=True):
     """An input or output. Dimensions are numbers, or "N" (trunk samples) or "M" (head samples)."""
 
     name: Annotated[str, Meta(min_length=1, max_length=100)]
@@ -118,7 +118,7 @@ class Tensor(Frozen):
     shape: list[int | Literal["N", "M"]]
 
 
-class Component(File, kw_only=True):
+class Component(File, frozen=True, kw_only=True):
     """An ONNX graph. precision: its arithmetic; weights: how its large weights are stored."""
 
     inputs: list[Tensor]
@@ -127,7 +127,7 @@ class Component(File, kw_only=True):
     weights: Literal["fp32", "fp16"]
 
 
-class Attribute(File, kw_only=True):
+class Attribute(File, frozen=True, kw_only=True):
     """A named edit, as data in a safetensors file. n_train: the step count that a delta was trained at (Asyrp's
     scale for other step counts is n_train/n_run); None where no such scale applies.
     """
@@ -137,7 +137,7 @@ class Attribute(File, kw_only=True):
     n_train: Steps | None = None
 
 
-class Preset(Frozen, kw_only=True):
+class Preset(Frozen, frozen=True, kw_only=True):
     """How to run: what calls take where they are not told otherwise."""
 
     encode_steps: Steps
@@ -150,7 +150,7 @@ class Preset(Frozen, kw_only=True):
     t_boost: Timestep = 0
 
 
-class Provenance(Frozen, kw_only=True):
+class Provenance(Frozen, frozen=True, kw_only=True):
     """Where the weights came from."""
 
     checkpoint_sha256: Sha256
@@ -159,7 +159,7 @@ class Provenance(Frozen, kw_only=True):
     config: dict[str, Any] = {}
 
 
-class Manifest(Frozen, kw_only=True):
+class Manifest(Frozen, frozen=True, kw_only=True):
     """`bundle.json`."""
 
     format_version: Literal[1]
@@ -285,7 +285,13 @@ def _faults(m: Manifest) -> list[str]:
     seen: dict[str, str] = {}
     for key, entry in m.files():
         path = PurePosixPath(entry.file)
-        if path.is_absolute() or ".." in path.parts or "\\" in entry.file or str(path) != entry.file or ":" in entry.file:
+        if (
+            path.is_absolute()
+            or ".." in path.parts
+            or "\\" in entry.file
+            or str(path) != entry.file
+            or ":" in entry.file
+        ):
             faults.append(f"{key}.file: found {entry.file!r}, expected a plain relative path inside the bundle")
         elif entry.file == MANIFEST:
             faults.append(f"{key}.file: found {MANIFEST!r}, which is the manifest's own name")
@@ -295,14 +301,18 @@ def _faults(m: Manifest) -> list[str]:
     needed = {"trunk", "head"} | ({"encoder"} if m.family == "diffae" else set())
     if m.schedules.latent is not None:
         needed.add("latent")
-    faults += [f"components.{name}: a bundle of family {m.family} needs it" for name in sorted(needed - set(m.components))]
+    faults += [
+        f"components.{name}: a bundle of family {m.family} needs it" for name in sorted(needed - set(m.components))
+    ]
     faults += [f"components.{name}: not a component" for name in sorted(set(m.components) - needed)]
     if (m.z_sem is not None) != (m.family == "diffae"):
         faults.append(f"z_sem: a bundle of family {m.family} {'needs it' if m.z_sem is None else 'has none'}")
     if "latent" in m.components and (m.z_sem is None or m.z_sem.statistics is None):
         faults.append("z_sem.statistics: the latent DDIM needs them")
     for name, a in m.attributes.items():
-        allowed = {"z_direction": ("none",), "delta_block": ("asymmetric",), "delta_h": ("asymmetric", "symmetric")}[a.kind]
+        allowed = {"z_direction": ("none",), "delta_block": ("asymmetric",), "delta_h": ("asymmetric", "symmetric")}[
+            a.kind
+        ]
         if a.branch not in allowed:
             faults.append(f"attributes.{name}.branch: found {a.branch}, expected {' or '.join(allowed)} for a {a.kind}")
         if a.kind == "z_direction" and m.family != "diffae":

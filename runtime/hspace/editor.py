@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import samplers
 from .attributes import Edit, ZDirection, check_names, compile_edit, read_attribute
 from .bundle import Bundle, Preset
 from .engines import open_engine
@@ -19,8 +18,8 @@ from .executors.cpu import Batch, Executor
 from .image import Images, load_images, to_uint8
 from .latent import Latent
 from .noise import Noise, Stream, check_seed, normal
+from .plans import Planner, ProgramKind
 from .program import Branch, Program
-from .schedule import space_timesteps
 from .tensors import read_tensors
 
 Float32 = NDArray[np.float32]
@@ -29,7 +28,8 @@ Edits = Mapping[str, float] | Sequence[Mapping[str, float]]
 _BATCH_PIXELS = 2**16  # of a default batch: beyond it a CPU gains nothing and memory grows
 
 
-class Step(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Step:
     """What `on_step` is called with after each network evaluation.
 
     phase: "encode", "latent" or "decode". index: 1 … total, of the whole call. x_0: float32 [n, 3, H, W], the
@@ -92,79 +92,16 @@ class Editor:
         self.batch_size = batch_size or max(1, _BATCH_PIXELS // self.size**2)
         self.attributes = {name: read_attribute(bundle, name) for name in manifest.attributes}
         self._executor = Executor(engine)
-        self._schedule = manifest.schedules.image.build()
-        self._latent_schedule = manifest.schedules.latent.build() if manifest.schedules.latent else None
+        self._planner = Planner(bundle)
         self._z_statistics: tuple[Float32, Float32] | None = None
         if manifest.z_sem is not None and manifest.z_sem.statistics is not None:
             entry, d = manifest.z_sem.statistics, manifest.z_sem.size
             got = read_tensors(bundle.read(entry), str(bundle.folder / entry.file)).take({"mean": (d,), "std": (d,)})
             self._z_statistics = got["mean"], got["std"]
 
-    # --- programs -------------------------------------------------------------------------------------
-
-    def _plan(
-        self,
-        preset: str | None,
-        steps: int | tuple[int, int] | None = None,
-        sampler: str | None = None,
-        t_edit: int | None = None,
-        t_boost: int | None = None,
-    ) -> Preset:
-        """The preset with the call's own values in it, checked."""
-        _, base = self.bundle.preset(preset)
-        if steps is None:
-            steps = base.encode_steps, base.decode_steps
-        encode_steps, decode_steps = (steps, steps) if not isinstance(steps, tuple) else steps
-        if sampler not in (None, *samplers.ETA):
-            raise ArgumentError(f"sampler: found {sampler!r}, expected one of {', '.join(samplers.ETA)}")
-        for name, value in (("t_edit", t_edit), ("t_boost", t_boost)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-                raise ArgumentError(f"{name}: found {value!r}, expected a timestep, a whole number of at least 0")
-        for n in (encode_steps, decode_steps):
-            space_timesteps(base.spacing, n, self._schedule.timesteps)
-        return Preset(
-            encode_steps=encode_steps,
-            decode_steps=decode_steps,
-            latent_steps=base.latent_steps,
-            sampler=base.sampler if sampler is None else sampler,  # type: ignore[arg-type]
-            spacing=base.spacing,
-            clip=base.clip,
-            t_edit=base.t_edit if t_edit is None else t_edit,
-            t_boost=base.t_boost if t_boost is None else t_boost,
-        )
-
-    def _encode_program(self, plan: Preset) -> Program:
-        ts = space_timesteps(plan.spacing, plan.encode_steps, self._schedule.timesteps)
-        rows = samplers.ddim_inversion(self._schedule, ts, clip=plan.clip, to_noise=plan.spacing == "diffae")
-        return Program.from_rows("encode", rows)
-
-    def _decode_program(self, plan: Preset, edit: Edit) -> Program:
-        ts = space_timesteps(plan.spacing, plan.decode_steps, self._schedule.timesteps)
-        eta = samplers.ETA[plan.sampler]
-        if edit.branch == Branch.NONE:
-            return Program.from_rows("decode", samplers.ddim(self._schedule, ts, eta=eta, clip=plan.clip))
-        scale = edit.n_train / plan.decode_steps if edit.n_train else 1.0
-        rows = samplers.edit(
-            self._schedule,
-            ts,
-            branch=edit.branch,
-            t_edit=plan.t_edit,
-            t_boost=plan.t_boost,
-            edit_scale=scale,
-            eta=eta,
-            clip=plan.clip,
-        )
-        return Program.from_rows("edit", rows)
-
-    def _latent_program(self, steps: int) -> Program:
-        if self._latent_schedule is None:
-            raise ArgumentError("sample: the bundle has no latent DDIM, so it cannot draw z_sem")
-        ts = space_timesteps("diffae", steps, self._latent_schedule.timesteps)
-        return Program.from_rows("latent", samplers.ddim(self._latent_schedule, ts))
-
     def program(
         self,
-        kind: Literal["encode", "decode", "edit", "latent"],
+        kind: ProgramKind,
         *,
         edits: Mapping[str, float] | None = None,
         preset: str | None = None,
@@ -173,20 +110,9 @@ class Editor:
         t_edit: int | None = None,
         t_boost: int | None = None,
     ) -> Program:
-        """The table that a call runs. kind "edit" is that of an h-space edit; without `edits`, of an asymmetric one
-        at edit_scale 1.
-        """
-        plan = self._plan(preset, steps, sampler, t_edit, t_boost)
-        if kind == "encode":
-            return self._encode_program(plan)
-        if kind == "latent":
-            return self._latent_program(steps or plan.latent_steps or plan.decode_steps)
-        if kind not in ("decode", "edit"):
-            raise ArgumentError(f"program: found {kind!r}, expected encode, decode, edit or latent")
-        edit = self._compile(edits or {}, 1)[0]
-        if kind == "edit" and edit.branch == Branch.NONE:
-            edit = Edit(branch=Branch.ASYMMETRIC)
-        return self._decode_program(plan, edit)
+        """The table that a call of that kind runs; see `Planner.program`."""
+        plan = self._planner.plan(preset, steps, sampler, t_edit, t_boost)
+        return self._planner.program(kind, plan, self._compile(edits or {}, 1)[0])
 
     # --- calls ------------------------------------------------------------------------------------------
 
@@ -206,8 +132,8 @@ class Editor:
         Source: Preechakul et al. 2022, equation 8; Kwon et al. 2023, section 3; Song et al. 2021, section 4.3.
         """
         x = load_images(images, self.size, resize=resize)
-        plan = self._plan(preset, steps)
-        program = self._encode_program(plan)
+        plan = self._planner.plan(preset, steps)
+        program = self._planner.encode(plan)
         progress = _Progress(on_step, len(program) * self._chunks(len(x)))
         return self._encode(x, plan, preset, program, progress)
 
@@ -231,7 +157,7 @@ class Editor:
         Strengths are linear and may be negative. Source: Preechakul et al. 2022, equations 2 and 7; Kwon et al. 2023,
         equation 5.
         """
-        plan = self._plan(preset, steps, sampler, t_edit, t_boost)
+        plan = self._planner.plan(preset, steps, sampler, t_edit, t_boost)
         self._check_latent(latent)
         compiled = self._compile(edits or {}, len(latent))
         programs = self._decode_programs(plan, compiled)
@@ -256,9 +182,9 @@ class Editor:
     ) -> NDArray[Any]:
         """Encodes, then decodes with `edits`. steps: for both, or (encode, decode). See `encode` and `decode`."""
         x = load_images(images, self.size, resize=resize)
-        plan = self._plan(preset, steps, sampler, t_edit, t_boost)
+        plan = self._planner.plan(preset, steps, sampler, t_edit, t_boost)
         compiled = self._compile(edits, len(x))
-        program, programs = self._encode_program(plan), self._decode_programs(plan, compiled)
+        program, programs = self._planner.encode(plan), self._decode_programs(plan, compiled)
         _check_noise(noise, programs, len(x), self._shape)
         _check_output(output)
         progress = _Progress(on_step, (len(program) + len(programs[0])) * self._chunks(len(x)))
@@ -295,7 +221,9 @@ class Editor:
         latent_a, latent_b: of one image each. Source: Preechakul et al. 2022, section 5.1.
         """
         if len(latent_a) != 1 or len(latent_b) != 1:
-            raise ArgumentError(f"interpolate: found latents of {len(latent_a)} and {len(latent_b)} images, expected 1 and 1")
+            raise ArgumentError(
+                f"interpolate: found latents of {len(latent_a)} and {len(latent_b)} images, expected 1 and 1"
+            )
         for latent in (latent_a, latent_b):
             self._check_latent(latent)
         _check_count("frames", frames, 2)
@@ -330,7 +258,7 @@ class Editor:
         give them instead. Source: Preechakul et al. 2022, section 4.
         """
         _check_count("count", count, 1)
-        plan = self._plan(preset, steps, sampler, t_edit, t_boost)
+        plan = self._planner.plan(preset, steps, sampler, t_edit, t_boost)
         compiled = self._compile(edits or {}, count)
         programs = self._decode_programs(plan, compiled)
         _check_noise(noise, programs, count, self._shape)
@@ -339,7 +267,7 @@ class Editor:
         total, z_sem, program = len(programs[0]), None, None
         manifest = self.bundle.manifest
         if manifest.z_sem is not None:
-            program = self._latent_program(latent_steps or plan.latent_steps or plan.decode_steps)
+            program = self._planner.latent(plan, latent_steps)
             z_noise = self._start(z_noise, count, (manifest.z_sem.size,), seed, Stream.Z_SEM, "z_noise")
             total += len(program)
         progress = _Progress(on_step, total * self._chunks(count))
@@ -429,7 +357,7 @@ class Editor:
         made: dict[tuple[Branch, int | None], Program] = {}
         for edit in edits:
             if (edit.branch, edit.n_train) not in made:
-                made[edit.branch, edit.n_train] = self._decode_program(plan, edit)
+                made[edit.branch, edit.n_train] = self._planner.decode(plan, edit)
         return [made[edit.branch, edit.n_train] for edit in edits]
 
     def _run(self, batch: Batch, phase: str, progress: _Progress) -> Batch:
@@ -444,7 +372,11 @@ class Editor:
 
     def _encode(self, x: Float32, plan: Preset, preset: str | None, program: Program, progress: _Progress) -> Latent:
         x_T = np.empty_like(x)
-        z_sem = None if self.bundle.manifest.z_sem is None else np.empty((len(x), self.bundle.manifest.z_sem.size), np.float32)
+        z_sem = (
+            None
+            if self.bundle.manifest.z_sem is None
+            else np.empty((len(x), self.bundle.manifest.z_sem.size), np.float32)
+        )
         for c in self._slices(len(x)):
             z = None
             if z_sem is not None:
@@ -503,7 +435,9 @@ class Editor:
         expected = (self._shape, None if manifest.z_sem is None else manifest.z_sem.size)
         found = (latent.x_T.shape[1:], None if latent.z_sem is None else latent.z_sem.shape[1])
         if found != expected:
-            raise LatentError(f"latent: found x_T {found[0]} and z_sem {found[1]}, expected {expected[0]} and {expected[1]}")
+            raise LatentError(
+                f"latent: found x_T {found[0]} and z_sem {found[1]}, expected {expected[0]} and {expected[1]}"
+            )
         checkpoint = latent.provenance.get("checkpoint", manifest.provenance.checkpoint_sha256)
         if checkpoint != manifest.provenance.checkpoint_sha256:
             raise LatentError(

@@ -36,7 +36,9 @@ class Latent:
         if z is not None and (z.ndim != 2 or z.dtype != np.float32 or len(z) != len(self.x_T)):
             raise LatentError(f"z_sem: found {z.dtype} {list(z.shape)}, expected float32 [{len(self.x_T)}, D]")
         if x_prev is not None and (x_prev.shape != self.x_T.shape or x_prev.dtype != np.float32):
-            raise LatentError(f"x_prev: found {x_prev.dtype} {list(x_prev.shape)}, expected x_T's {list(self.x_T.shape)}")
+            raise LatentError(
+                f"x_prev: found {x_prev.dtype} {list(x_prev.shape)}, expected x_T's {list(self.x_T.shape)}"
+            )
         for name, array in (("x_T", self.x_T), ("z_sem", z), ("x_prev", x_prev)):
             if array is not None and not np.isfinite(array).all():
                 raise LatentError(f"{name}: has values that are not finite")
@@ -70,7 +72,11 @@ class Latent:
             raise LatentError(f"{path}: cannot be read: {e.strerror}") from None
         tensors = read_tensors(data, str(path), LatentError)
         metadata = dict(tensors.metadata)
-        if metadata.pop("format", None) != _FORMAT or not {"x_T"} <= tensors.arrays.keys() <= {"x_T", "z_sem", "x_prev"}:
+        if metadata.pop("format", None) != _FORMAT or not {"x_T"} <= tensors.arrays.keys() <= {
+            "x_T",
+            "z_sem",
+            "x_prev",
+        }:
             raise LatentError(f"{path}: expected a latent of format {_FORMAT}")
         try:
             a = tensors.arrays

@@ -70,5 +70,6 @@ class Noise:
         """Draw `number` of the batch's sample `sample`, float32 of `shape`."""
         image = int(self.image[sample])
         if self.given is not None:
-            return self.given[number, image]
+            given: NDArray[np.float32] = self.given[number, image]
+            return given
         return normal(shape, self.seed, draw=number, image=image, stream=Stream.STEP)

@@ -17,7 +17,6 @@ from .errors import ArgumentError
 from .program import ROW64, Branch, Rows
 from .schedule import Schedule, Timesteps
 
-
 ETA = {"ddim": 0.0, "ddpm": 1.0}  # the samplers that a preset can name, and their eta
 
 

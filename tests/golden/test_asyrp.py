@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from hspace import Latent
 from hspace.executors.cpu import Batch, Executor
 from hspace.noise import Noise

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from hspace import Latent
 from hspace.editor import slerp
 from hspace.executors.cpu import Batch, Executor
@@ -89,7 +88,12 @@ def test_classify(editor, golden) -> None:
 def test_interpolation(editor, golden) -> None:
     latent = latent_of(golden)
     frames = editor.interpolate(latent[0], latent[1], len(golden["interp_alpha"]), steps=5, output="float32")
-    check("interp_x_T", slerp(golden["x_T"][0], golden["x_T"][1], golden["interp_alpha"].astype(float)), golden["interp_x_T"], SINGLE)
+    check(
+        "interp_x_T",
+        slerp(golden["x_T"][0], golden["x_T"][1], golden["interp_alpha"].astype(float)),
+        golden["interp_x_T"],
+        SINGLE,
+    )
     w = golden["interp_alpha"][:, None]
     check("interp_z", (1 - w) * golden["z_sem"][0] + w * golden["z_sem"][1], golden["interp_z"], SINGLE)
     check("interp", frames, golden["interp"], RUN)
@@ -99,7 +103,7 @@ def test_latent_ddim(editor, golden) -> None:
     noise = golden["latent_noise"]
     eps = editor.engine.run("latent", {"z_sem": noise, "t": np.array([5, 500, 999])})[0]
     check("latent_eps", eps, golden["latent_eps"], SINGLE)
-    batch = Batch(noise, [editor.program("latent", steps=10)] * 3, Noise(0, np.arange(3)))
+    batch = Batch(noise, [editor.program("latent", latent_steps=10)] * 3, Noise(0, np.arange(3)))
     while batch.active.size:
         Executor(editor.engine).step(batch)
     check("latent_z_normalized", batch.x, golden["latent_z_normalized"], RUN)

@@ -44,7 +44,8 @@ class ResnetBlock(nn.Module):
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
         y = self.conv1(F.silu(self.norm1(x))) + self.temb_proj(F.silu(temb))[:, :, None, None]
         y = self.conv2(F.silu(self.norm2(y)))
-        return (self.nin_shortcut(x) if self.shortcut else x) + y
+        out: Tensor = (self.nin_shortcut(x) if self.shortcut else x) + y
+        return out
 
 
 class AttnBlock(nn.Module):
@@ -57,7 +58,8 @@ class AttnBlock(nn.Module):
         n, c, height, width = x.shape
         y = self.norm(x)
         q, k, v = (f(y).reshape(n, c, height * width) for f in (self.q, self.k, self.v))
-        return x + self.proj_out(attend(q, k, v, c**-0.5).reshape(n, c, height, width))
+        out: Tensor = x + self.proj_out(attend(q, k, v, c**-0.5).reshape(n, c, height, width))
+        return out
 
 
 class Resample(nn.Module):
@@ -72,8 +74,12 @@ class Resample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.up:
             x = F.interpolate(x, scale_factor=2.0, mode="nearest")
-            return self.conv(x) if self.with_conv else x
-        return self.conv(F.pad(x, (0, 1, 0, 1))) if self.with_conv else F.avg_pool2d(x, 2)
+        elif self.with_conv:
+            x = F.pad(x, (0, 1, 0, 1))
+        else:
+            x = F.avg_pool2d(x, 2)
+        y: Tensor = self.conv(x) if self.with_conv else x
+        return y
 
 
 class Level(nn.Module):
@@ -82,10 +88,13 @@ class Level(nn.Module):
     def __init__(self, blocks: list[ResnetBlock], attention: list[AttnBlock]) -> None:
         super().__init__()
         self.block, self.attn = nn.ModuleList(blocks), nn.ModuleList(attention)
+        self.downsample: nn.Module
+        self.upsample: nn.Module
 
     def run(self, i: int, x: Tensor, temb: Tensor) -> Tensor:
         x = self.block[i](x, temb)
-        return self.attn[i](x) if len(self.attn) else x
+        y: Tensor = self.attn[i](x) if len(self.attn) else x
+        return y
 
 
 class Middle(nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,7 +15,7 @@ class DdpmDelta(nn.Module):
 
     eps = 1e-6
     # the runtime's names ← this layout's
-    parts = {"conv1": "conv1", "temb_proj": "temb_proj", "norm2": "norm2", "conv2": "conv2"}
+    parts: ClassVar = {"conv1": "conv1", "temb_proj": "temb_proj", "norm2": "norm2", "conv2": "conv2"}
 
     def __init__(self, channels: int, embed: int) -> None:
         super().__init__()
@@ -23,15 +25,15 @@ class DdpmDelta(nn.Module):
 
     def forward(self, h: Tensor, temb: Tensor) -> Tensor:
         y = self.conv1(h) + self.temb_proj(F.silu(temb))[:, :, None, None]
-        y = self.conv2(F.silu(self.norm2(y)))
-        return y
+        out: Tensor = self.conv2(F.silu(self.norm2(y)))
+        return out
 
 
 class ImprovedDelta(nn.Module):
     """GroupNorm and SiLU come first; otherwise the same."""
 
     eps = 1e-5
-    parts = {
+    parts: ClassVar = {
         "norm1": "in_layers.0",
         "conv1": "in_layers.2",
         "temb_proj": "emb_layers.1",

@@ -70,8 +70,8 @@ class ResBlock(nn.Module):
             if self.cond_emb_layers is not None:
                 y = y * (1 + self.cond_emb_layers(z_sem)[:, :, None, None])
             y = self.out_layers[3](self.out_layers[1](y))
-        shortcut: Tensor = self.skip_connection(x)
-        return shortcut + y
+        out: Tensor = self.skip_connection(x) + y
+        return out
 
 
 class Attention(nn.Module):
@@ -90,7 +90,8 @@ class Attention(nn.Module):
         qkv = self.qkv(self.norm(x).reshape(n, c, height * width))
         q, k, v = qkv.reshape(n * self.heads, 3 * each, height * width).split(each, dim=1)
         y = attend(q, k, v, each**-0.5).reshape(n, c, height * width)
-        return x + self.proj_out(y).reshape(n, c, height, width)
+        out: Tensor = x + self.proj_out(y).reshape(n, c, height, width)
+        return out
 
 
 class Downsample(nn.Module):
@@ -179,7 +180,7 @@ class GuidedUNet(nn.Module):
         """x [N, 3, H, W], t int [N], z_sem [N, D] → h [N, C, h, w], temb [N, E], skips."""
         size = self.config.model_channels
         mlp = self.time_embed.time_embed if isinstance(self.time_embed, TimeEmbedding) else self.time_embed
-        temb: Tensor = mlp(sinusoid(t, size, first="cos", denominator=size // 2).to(x.dtype))  # type: ignore[operator]
+        temb: Tensor = mlp(sinusoid(t, size, first="cos", denominator=size // 2).to(x.dtype))
         skips = []
         for block in self.input_blocks:
             x = _apply(block, x, temb, z_sem)

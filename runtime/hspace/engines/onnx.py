@@ -69,4 +69,6 @@ def _check_signature(session: Any, spec: Component, where: str) -> None:
         expected = {t.name: (f"tensor({_DTYPES[t.dtype]})", len(t.shape)) for t in declared}
         actual = {t.name: (t.type, len(t.shape)) for t in found}
         if expected != actual:
-            raise BundleError(f"{where}: {kind}: found {sorted(actual)}, expected what the manifest says: {sorted(expected)}")
+            raise BundleError(
+                f"{where}: {kind}: found {sorted(actual)}, expected what the manifest says: {sorted(expected)}"
+            )

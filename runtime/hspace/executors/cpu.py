@@ -81,13 +81,13 @@ class Executor:
         def column(name: str) -> Float32:
             return np.asarray(rows[name].reshape(-1, *[1] * (x.ndim - 1)))
 
-        p = (x - column("sigma") * eps_edit) / column("alpha")
+        p: Float32 = np.divide(x - column("sigma") * eps_edit, column("alpha"))
         clip = rows["clip"] != 0
         if clip.all():
             np.clip(p, -1, 1, out=p)
         elif clip.any():
             p[clip] = np.clip(p[clip], -1, 1)
-        x_next: Float32 = column("c_x0") * p
+        x_next: Float32 = np.multiply(column("c_x0"), p)
         x_prev = None if batch.x_prev is None else batch.x_prev[here]
         for name, term in (("c_x", x), ("c_eps", eps), ("c_x_prev", x_prev), ("c_x0_prev", batch.x_0[here])):
             if term is not None and rows[name].any():
@@ -115,14 +115,17 @@ class Executor:
         source = np.arange(len(active))
         branch = rows["branch"]
         edited = np.array(
-            [i for i in np.flatnonzero(branch) if batch.edits is not None and batch.edits[active[i]].deltas], dtype=np.intp
+            [i for i in np.flatnonzero(branch) if batch.edits is not None and batch.edits[active[i]].deltas],
+            dtype=np.intp,
         )
         asymmetric = edited[branch[edited] == Branch.ASYMMETRIC]
         if edited.size:
             assert batch.edits is not None
             edits = [batch.edits[active[i]] for i in edited]
             h = _float32(h)
-            moved = h[edited] + inject(h[edited], _float32(temb[edited]), rows["t"][edited], rows["edit_scale"][edited], edits)
+            moved = h[edited] + inject(
+                h[edited], _float32(temb[edited]), rows["t"][edited], rows["edit_scale"][edited], edits
+            )
             symmetric = branch[edited] == Branch.SYMMETRIC
             if symmetric.any():
                 h = h.copy()

@@ -1,0 +1,128 @@
+"""hspace export."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from hspace.cli import common
+
+from . import asyrp, diffae
+from .exporter import Model, Settings, read_config, schedule
+from .exporter import export as run_export
+
+_FILE = click.Path(path_type=Path)
+_SETTINGS = ("image_size", "num_heads", "num_head_channels", "schedule", "latent_schedule", "n_train", "licence")
+
+shared = common.stack(
+    click.option("-o", "--output", required=True, type=_FILE, help="The bundle's folder."),
+    click.option(
+        "--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True, help="Of the arithmetic."
+    ),
+    click.option(
+        "--weights",
+        type=click.Choice(["fp32", "fp16"]),
+        default="fp32",
+        show_default=True,
+        help="How weights are stored.",
+    ),
+    click.option("--name", help="The bundle's name. [default: the folder's]"),
+    click.option("--licence", help="Of the weights, for people."),
+    click.option("--config", type=_FILE, help="A JSON file with settings that weights cannot tell."),
+    click.option("--image-size", type=int, help="Pixels on a side."),
+    click.option("--num-heads", type=int, help="Attention heads."),
+    click.option("--num-head-channels", type=int, help="Channels of an attention head."),
+    click.option("--schedule", help="linear, cosine or const0.008. [default: linear]"),
+    click.option("--force", is_flag=True, help="Replace a bundle that exists."),
+    common.as_json,
+)
+
+
+@click.group()
+def export() -> None:
+    """Turn trained checkpoints into a bundle, checked against PyTorch on the way."""
+
+
+@export.command("diffae")
+@click.argument("checkpoint", type=_FILE)
+@click.option("--latent", type=_FILE, help="The latent DDIM's checkpoint, where it is another file.")
+@click.option("--classifier", type=_FILE, help="The linear classifier's checkpoint.")
+@click.option("--class-names", type=_FILE, help="A text file, a class name per line. [default: CelebA's, or class_0 …]")
+@click.option("--preset", type=click.Choice(list(diffae.PRESETS)), help="Settings of a published model.")
+@click.option("--latent-schedule", help="Of the latent DDIM. [default: const0.008]")
+@shared
+def export_diffae(
+    checkpoint: Path,
+    latent: Path | None,
+    classifier: Path | None,
+    class_names: Path | None,
+    preset: str | None,
+    **options: Any,
+) -> None:
+    """A Diffusion Autoencoder, from the official Lightning checkpoint (the averaged weights).
+
+    \b
+    Examples:
+      hspace export diffae ffhq256/last.ckpt --latent ffhq256_latent/last.ckpt \\
+          --classifier ffhq256_cls/last.ckpt -o bundles/ffhq256
+    """
+    settings = _settings(options)
+    _run(
+        lambda: diffae.load_model(
+            checkpoint, latent=latent, classifier=classifier, class_names=class_names, preset=preset, settings=settings
+        ),
+        options,
+    )
+
+
+@export.command("asyrp")
+@click.argument("checkpoint", type=_FILE)
+@click.option("--attribute", "attributes", multiple=True, metavar="NAME=FILE", help="A DeltaBlock; may be repeated.")
+@click.option(
+    "--n-train", type=int, help="Steps that the attributes were trained at. [default: from ngen… in their names]"
+)
+@click.option("--preset", type=click.Choice(list(asyrp.PRESETS)), help="Settings of a published model.")
+@shared
+def export_asyrp(checkpoint: Path, attributes: tuple[str, ...], preset: str | None, **options: Any) -> None:
+    """An unconditional DDPM or guided-diffusion U-Net, with Asyrp attributes.
+
+    \b
+    Examples:
+      hspace export asyrp celeba_hq.ckpt --preset celebahq256 \\
+          --attribute smiling=smiling_LC_CelebA_HQ_t999_ninv40_ngen40_0.pth -o bundles/celebahq
+    """
+    named: dict[str, Path] = {}
+    for text in attributes:
+        name, equals, file = text.partition("=")
+        if not (name and equals and file):
+            raise click.BadParameter(f"found {text!r}, expected NAME=FILE", param_hint="--attribute")
+        if name in named:
+            raise click.BadParameter(f"the name {name!r} is given twice", param_hint="--attribute")
+        named[name] = Path(file)
+    settings = _settings(options)
+    _run(lambda: asyrp.load_model(checkpoint, attributes=named, preset=preset, settings=settings), options)
+
+
+def _settings(options: dict[str, Any]) -> Settings:
+    """The options that are settings, taken out of `options`, over those of --config."""
+    given = Settings(**{k: options.pop(k) for k in _SETTINGS if k in options})
+    config = options.pop("config")
+    settings = given if config is None else given.over(read_config(config))
+    for text in (settings.schedule, settings.latent_schedule):
+        if text is not None:
+            schedule(text)
+    return settings
+
+
+def _run(load: Callable[[], Model], options: dict[str, Any]) -> None:
+    as_json, start = options.pop("as_json"), time.perf_counter()
+    report = run_export(load, options.pop("output"), log=lambda line: click.echo(line, err=True), **options)
+    seconds = time.perf_counter() - start
+    worst = max(report.errors, key=report.errors.__getitem__)
+    found = {"bundle": str(report.path), "bytes": report.bytes, "seconds": round(seconds, 1), "errors": report.errors}
+    text = f"wrote {report.path}, {report.bytes / 2**20:.1f} MiB, in {seconds:.0f} s; "
+    text += f"largest relative difference to PyTorch {report.errors[worst]:.1e} ({worst})"
+    common.emit(as_json, found, text)

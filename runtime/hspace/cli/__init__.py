@@ -1,0 +1,86 @@
+"""The command line. Commands are imported when they run, so that `hspace --help` is quick."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from ..errors import HspaceError
+
+# name → (module, attribute, one line for --help)
+_COMMANDS = {
+    "edit": ("hspace.cli.images", "edit", "Edit images along attributes."),
+    "encode": ("hspace.cli.images", "encode", "Turn images into latents."),
+    "decode": ("hspace.cli.images", "decode", "Turn latents into images, edited or not."),
+    "interpolate": ("hspace.cli.images", "interpolate", "Images between two images or latents."),
+    "sample": ("hspace.cli.images", "sample", "Draw new images."),
+    "vary": ("hspace.cli.images", "vary", "Variations of an image that keep its semantic code."),
+    "classify": ("hspace.cli.images", "classify", "Score images for the bundle's attributes."),
+    "info": ("hspace.cli.bundle", "info", "What a bundle holds, and the programs that it runs."),
+    "verify": ("hspace.cli.bundle", "verify", "Check every file of a bundle."),
+    "bench": ("hspace.cli.bench", "bench", "Latency of each part and of whole calls."),
+    "doctor": ("hspace.cli.bundle", "doctor", "Which engines can run here, and why others cannot."),
+    "export": ("hspace_export.cli", "export", "Turn trained checkpoints into a bundle (needs PyTorch)."),
+}
+_EXTRA = {"hspace_export.cli": "export"}
+
+
+class _Lazy(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, attribute, _ = _COMMANDS[cmd_name]
+        try:
+            command: click.Command = getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as e:
+            if module in _EXTRA:
+                raise click.ClickException(
+                    f"hspace {cmd_name} needs the package {e.name}: pip install 'hspace[{_EXTRA[module]}]'"
+                ) from None
+            raise
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in _COMMANDS.items()])
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="hspace")
+def hspace() -> None:
+    """Semantic image editing with trained diffusion models, without PyTorch.
+
+    \b
+    Examples:
+      hspace info bundles/avatars32
+      hspace edit face.png -b bundles/avatars32 --set Blond_Hair=0.5 -o blond.png
+      hspace classify photos/ -b bundles/avatars32 --json
+    """
+
+
+def main() -> None:
+    """Runs the command line: errors are one line on stderr, with an exit code of their own."""
+    try:
+        hspace.main(standalone_mode=False)
+    except HspaceError as e:
+        _fail("; ".join(line.strip() for line in str(e).splitlines()), e.exit_code)
+    except click.exceptions.NoArgsIsHelpError as e:
+        click.echo(e.format_message())
+        sys.exit(2)
+    except click.ClickException as e:
+        _fail(" ".join(e.format_message().split()), e.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted", 130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"hspace: error: {message}", err=True)
+    sys.exit(code)

@@ -1,0 +1,147 @@
+"""Commands that look at a bundle, or at the machine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from ..attributes import check_names, compile_edit, read_attribute, summary
+from ..bundle import Bundle
+from ..editor import Editor
+from ..engines import AUTO_ORDER, ENGINES, open_engine, unavailable
+from ..plans import Planner
+from . import common
+
+folder = click.argument("bundle", type=click.Path(path_type=Path))
+
+
+@click.command()
+@folder
+@click.option(
+    "--program", type=click.Choice(["encode", "decode", "edit", "latent"]), help="Print this program's table."
+)
+@click.option("--set", "strengths", type=common.Strength(), multiple=True, help="The edit that the program is for.")
+@common.running
+@click.option("--t-edit", type=int, help="Inject Δh at timesteps from here up.")
+@click.option("--t-boost", type=int, help="Add noise at timesteps below.")
+@click.option("--sampler", help="ddim or ddpm.")
+@click.option("--save", type=click.Path(path_type=Path), help="Write the program to a file as well.")
+@common.as_json
+def info(
+    bundle: Path,
+    program: Any,
+    strengths: list[tuple[str, float]],
+    save: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """What a bundle holds: components, attributes, presets, provenance. No network is loaded.
+
+    \b
+    Examples:
+      hspace info bundles/avatars32
+      hspace info bundles/avatars32 --program edit --steps 10
+      hspace info bundles/avatars32 --program encode --save encode.json
+    """
+    opened = Bundle(bundle)
+    if program is None:
+        if save is not None:
+            raise click.UsageError("--save needs --program")
+        found = msgspec.to_builtins(opened.manifest)
+        common.emit(as_json, found, _describe(opened))
+        return
+    planner, edits = Planner(opened), common.strengths_of(strengths)
+    check_names(edits, opened.manifest.attributes, "--set")
+    edit = compile_edit(edits, {name: read_attribute(opened, name) for name in edits})
+    table = planner.program(program, planner.plan(**options), edit)
+    if save is not None:
+        table.save(save)
+    names = table.rows.dtype.names or ()
+    rows = [{n: r[n].item() for n in names} for r in table.rows]
+    common.emit(as_json, {"name": table.name, "rows": rows}, str(table))
+
+
+def _describe(bundle: Bundle) -> str:
+    m = bundle.manifest
+    lines = [
+        f"{m.name}: family {m.family}, {m.image.size}×{m.image.size}" + (f", z_sem {m.z_sem.size}" if m.z_sem else "")
+    ]
+    lines += [f"licence: {' '.join(m.licence.split()) or 'not said'}", ""]
+    rows = [[n, c.precision, c.weights, f"{c.bytes / 2**20:.1f}", c.sha256[:12]] for n, c in m.components.items()]
+    lines += [common.table(["component", "precision", "weights", "MiB", "SHA-256"], rows), ""]
+    if m.attributes:
+        rows = []
+        for name, a in m.attributes.items():
+            says = ", ".join(
+                f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}"
+                for k, v in summary(read_attribute(bundle, name)).items()
+            )
+            rows.append([name, a.kind, a.branch, str(a.n_train or "-"), says])
+        lines += [common.table(["attribute", "kind", "branch", "n_train", "content"], rows), ""]
+    columns = list(next(iter(m.presets.values())).__struct_fields__)
+    rows = []
+    for name, p in m.presets.items():
+        cells = ["-" if getattr(p, c) is None else str(getattr(p, c)) for c in columns]
+        rows.append([f"{name} (default)" if name == m.default_preset else name, *cells])
+    lines += [common.table(["preset", *columns], rows), ""]
+    lines.append(f"made by {m.provenance.exporter}, from " + ", ".join(m.provenance.sources))
+    return "\n".join(lines)
+
+
+@click.command()
+@folder
+@click.option("--engine", default="auto", show_default=True, help="The engine that is to load the components.")
+@common.as_json
+def verify(bundle: Path, engine: str, as_json: bool) -> None:
+    """Check a bundle: manifest, listing, SHA-256 of every file, graphs and attributes as an engine loads them.
+
+    \b
+    Examples:
+      hspace verify bundles/avatars32
+    """
+    opened = Bundle(bundle)
+    files = dict(opened.verify())
+    editor = Editor(opened, open_engine(engine, opened))
+    total = sum(files.values()) / 2**20
+    lines = [f"ok  {name}  {size} bytes" for name, size in files.items()]
+    lines.append(f"{bundle}: {len(files)} files, {total:.1f} MiB, sound; loaded by engine {editor.engine.name}")
+    common.emit(as_json, {"bundle": str(bundle), "files": files, "engine": editor.engine.name}, "\n".join(lines))
+
+
+@click.command()
+@common.as_json
+def doctor(as_json: bool) -> None:
+    """Which engines can run here, and why the others cannot.
+
+    \b
+    Examples:
+      hspace doctor
+    """
+    reasons = {name: unavailable(name) for name in ENGINES}
+    chosen = next((name for name in AUTO_ORDER if reasons[name] is None), None)
+    versions = {}
+    for package in ("hspace", "numpy", "onnxruntime", "pillow", "safetensors", "torch", "onnx"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = ""
+    found = {
+        "engines": {n: {"runs": r is None, "why_not": r} for n, r in reasons.items()},
+        "auto": chosen,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "packages": versions,
+    }
+    rows = [[n, "yes" if r is None else "no", r or _NOTES.get(n, "")] for n, r in reasons.items()]
+    text = "\n".join(f"{n:<8}{runs:<6}{why}".rstrip() for n, runs, why in [["engine", "runs", ""], *rows])
+    text += f"\n\nengine auto: {chosen or 'none can run'}\npython {found['python']}, {found['machine']}\n"
+    text += ", ".join(f"{p} {v or 'not installed'}" for p, v in versions.items())
+    common.emit(as_json, found, text)
+
+
+_NOTES = {"onnx": "ONNX Runtime on the CPU", "null": "computes nothing real: for tests and for measuring overhead"}

@@ -1,0 +1,191 @@
+"""What commands share: options, inputs, outputs, progress and tables."""
+
+from __future__ import annotations
+
+import functools
+import glob
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ..editor import Editor, OnStep, Step
+from ..editor import open as open_bundle
+from ..errors import ArgumentError, ImageError, OutputError
+from ..image import SUFFIXES
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def stack(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    """Several decorators as one, the first outermost."""
+    return lambda f: functools.reduce(lambda g, d: d(g), reversed(decorators), f)
+
+
+class Strength(click.ParamType[tuple[str, float]]):
+    """NAME=NUMBER."""
+
+    name = "NAME=STRENGTH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
+        name, _, number = str(value).rpartition("=")
+        try:
+            return name, float(number)
+        except ValueError:
+            self.fail(f"found {value!r}, expected NAME=NUMBER", param, ctx)
+
+
+opening = stack(
+    click.option(
+        "-b", "--bundle", required=True, envvar="HSPACE_BUNDLE", help="The bundle's folder. [env: HSPACE_BUNDLE]"
+    ),
+    click.option("--engine", default="auto", show_default=True, help="auto, onnx or null."),
+    click.option("--threads", type=int, help="How many threads the engine may use. [default: all cores]"),
+    click.option("--batch-size", type=int, help="Images per network evaluation. [default: 65536 / size²]"),
+)
+running = stack(
+    click.option("--preset", help="One of the bundle's presets. [default: the bundle's default]"),
+    click.option("--steps", type=int, help="Steps, instead of the preset's."),
+)
+editing = stack(
+    click.option(
+        "--set", "strengths", type=Strength(), multiple=True, help="An attribute's strength; may be repeated."
+    ),
+    click.option("--t-edit", type=int, help="Inject Δh at timesteps from here up."),
+    click.option("--t-boost", type=int, help="Add noise at timesteps below."),
+    click.option("--sampler", help="ddim or ddpm."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Of whatever is drawn."),
+)
+writing = stack(
+    click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="A file, or a folder."),
+    click.option("--force", is_flag=True, help="Replace outputs that exist."),
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+resizing = click.option("--resize", is_flag=True, help="Centre-crop and resize images of another size.")
+
+
+def open_editor(options: dict[str, Any]) -> Editor:
+    """An editor from the options of `opening`, which are taken out of `options`."""
+    names = ("engine", "threads", "batch_size")
+    return open_bundle(options.pop("bundle"), **{n: options.pop(n) for n in names})
+
+
+def strengths_of(pairs: Sequence[tuple[str, float]]) -> dict[str, float]:
+    """--set options as a mapping; a name given twice is an error, not a sum."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ArgumentError("--set: an attribute is named twice")
+    return found
+
+
+def expand(inputs: Sequence[str], suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
+    """Files, folders (their files of those suffixes) and glob patterns, as files, in order."""
+    found: list[Path] = []
+    for text in inputs:
+        path = Path(text)
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith("."))
+            if not inside:
+                raise ImageError(f"{path}: a folder without files of the kinds {', '.join(suffixes)}")
+            found += inside
+        elif not path.exists() and glob.has_magic(text):
+            matched = sorted(Path(p) for p in glob.glob(text, recursive=True))
+            if not matched:
+                raise ImageError(f"{text}: matches no file")
+            found += matched
+        else:
+            if not path.is_file():
+                raise ImageError(f"{path}: no such file")
+            found.append(path)
+    return found
+
+
+def plan_outputs(
+    inputs: Sequence[Path], output: Path, suffix: str, force: bool
+) -> tuple[list[tuple[Path, Path]], list[Path]]:
+    """(input, output) of what is to be made, and the outputs that exist and are kept.
+
+    One input and an output with a suffix: that file. Otherwise `output` is a folder, made where it is missing, and
+    results are named after their inputs. A single file that exists is an error; in a folder it is kept and skipped.
+    """
+    if len(inputs) == 1 and output.suffix and not output.is_dir():
+        pairs = [(inputs[0], output)]
+    else:
+        pairs = [(i, output / f"{i.stem}{suffix}") for i in inputs]
+        names: dict[Path, Path] = {}
+        for source, target in pairs:
+            if target in names:
+                raise ArgumentError(f"{names[target]} and {source} would both become {target}")
+            names[target] = source
+        make_folder(output)
+    sources = {i.resolve() for i in inputs}
+    for _, target in pairs:
+        if target.resolve() in sources:
+            raise OutputError(f"{target}: the output is an input")
+    kept = [t for _, t in pairs if t.exists() and not force]
+    if kept and len(pairs) == 1:
+        raise OutputError(f"{kept[0]}: exists already (--force replaces it)")
+    return [(i, t) for i, t in pairs if t not in kept], kept
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder for outputs."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise OutputError(f"{path}: cannot be made: {e.strerror}") from None
+
+
+def groups(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    """`items` in runs of at most `size`."""
+    return (items[i : i + size] for i in range(0, len(items), size))
+
+
+@contextmanager
+def progress(label: str, parts: int = 1) -> Iterator[OnStep]:
+    """An `on_step` that draws a bar on a terminal, for a command that makes `parts` equal calls."""
+    with click.progressbar(length=1, label=label, file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+
+        def on_step(step: Step) -> None:
+            bar.length = step.total * parts
+            bar.update(1)
+
+        yield on_step
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns padded to their widest cell: the first to the left, the others to the right."""
+    widths = [max(len(r[i]) for r in [headers, *rows]) for i in range(len(headers))]
+    lines = [
+        [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True))]
+        for r in [headers, *rows]
+    ]
+    return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
+def emit(as_json: bool, found: dict[str, Any], text: str) -> None:
+    """Prints one or the other."""
+    click.echo(json.dumps(found, indent=1) if as_json else text)
+
+
+def wrote(as_json: bool, outputs: Sequence[Path], kept: Sequence[Path], seconds: float, editor: Editor) -> None:
+    """What a command that writes files says at its end."""
+    found = {
+        "outputs": [str(p) for p in outputs],
+        "kept": [str(p) for p in kept],
+        "seconds": round(seconds, 3),
+        "engine": editor.engine.name,
+    }
+    what = (
+        str(outputs[0])
+        if len(outputs) == 1
+        else f"{len(outputs)} files" + (f" in {outputs[0].parent}" if outputs else "")
+    )
+    text = f"wrote {what} in {seconds:.2f} s (engine {editor.engine.name})"
+    if kept:
+        text += f"; kept {len(kept)} that existed (--force replaces them)"
+    emit(as_json, found, text)

@@ -1,0 +1,95 @@
+"""From a preset and a call's own values to the programs that it runs. Here, and only here, builders are chosen."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from . import samplers
+from .attributes import Edit
+from .bundle import Bundle, Preset
+from .errors import ArgumentError
+from .program import Branch, Program
+from .schedule import space_timesteps
+
+ProgramKind = Literal["encode", "decode", "edit", "latent"]
+
+
+class Planner:
+    """Builds the programs of one bundle. Needs no engine."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        schedules = bundle.manifest.schedules
+        self._schedule = schedules.image.build()
+        self._latent_schedule = None if schedules.latent is None else schedules.latent.build()
+
+    def plan(
+        self,
+        preset: str | None = None,
+        steps: int | tuple[int, int] | None = None,
+        sampler: str | None = None,
+        t_edit: int | None = None,
+        t_boost: int | None = None,
+    ) -> Preset:
+        """The preset with a call's own values in it, checked. steps: for both ways, or (encode, decode)."""
+        _, base = self._bundle.preset(preset)
+        if steps is None:
+            steps = base.encode_steps, base.decode_steps
+        encode_steps, decode_steps = steps if isinstance(steps, tuple) else (steps, steps)
+        for n in (encode_steps, decode_steps):
+            space_timesteps(base.spacing, n, self._schedule.timesteps)
+        if sampler not in (None, *samplers.ETA):
+            raise ArgumentError(f"sampler: found {sampler!r}, expected one of {', '.join(samplers.ETA)}")
+        for name, value in (("t_edit", t_edit), ("t_boost", t_boost)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+                raise ArgumentError(f"{name}: found {value!r}, expected a timestep, a whole number of at least 0")
+        own = {"sampler": sampler, "t_edit": t_edit, "t_boost": t_boost}
+        changes = {k: v for k, v in own.items() if v is not None}
+        return msgspec.structs.replace(base, encode_steps=encode_steps, decode_steps=decode_steps, **changes)
+
+    def encode(self, plan: Preset) -> Program:
+        """From the image to x_T. DiffAE's spacing ends at ᾱ = 0, the others at the last timestep."""
+        ts = space_timesteps(plan.spacing, plan.encode_steps, self._schedule.timesteps)
+        rows = samplers.ddim_inversion(self._schedule, ts, clip=plan.clip, to_noise=plan.spacing == "diffae")
+        return Program.from_rows("encode", rows)
+
+    def decode(self, plan: Preset, edit: Edit) -> Program:
+        """From x_T to the image; t_edit, t_boost and edit_scale count only where `edit` has deltas."""
+        ts = space_timesteps(plan.spacing, plan.decode_steps, self._schedule.timesteps)
+        eta = samplers.ETA[plan.sampler]
+        if edit.branch == Branch.NONE:
+            return Program.from_rows("decode", samplers.ddim(self._schedule, ts, eta=eta, clip=plan.clip))
+        rows = samplers.edit(
+            self._schedule,
+            ts,
+            branch=edit.branch,
+            t_edit=plan.t_edit,
+            t_boost=plan.t_boost,
+            edit_scale=edit.n_train / plan.decode_steps if edit.n_train else 1.0,
+            eta=eta,
+            clip=plan.clip,
+        )
+        return Program.from_rows("edit", rows)
+
+    def latent(self, plan: Preset, steps: int | None = None) -> Program:
+        """The latent DDIM over normalised z_sem: DiffAE's spacing, never clamped."""
+        if self._latent_schedule is None:
+            raise ArgumentError("sample: the bundle has no latent DDIM, so it cannot draw z_sem")
+        ts = space_timesteps("diffae", steps or plan.latent_steps or plan.decode_steps, self._latent_schedule.timesteps)
+        return Program.from_rows("latent", samplers.ddim(self._latent_schedule, ts))
+
+    def program(self, kind: ProgramKind, plan: Preset, edit: Edit) -> Program:
+        """The program of that kind. "edit" without deltas shows an asymmetric edit at edit_scale 1; "latent" takes
+        the decode's steps where a preset names none.
+        """
+        if kind == "encode":
+            return self.encode(plan)
+        if kind == "latent":
+            return self.latent(plan)
+        if kind not in ("decode", "edit"):
+            raise ArgumentError(f"program: found {kind!r}, expected encode, decode, edit or latent")
+        if kind == "edit" and edit.branch == Branch.NONE:
+            edit = Edit(branch=Branch.ASYMMETRIC)
+        return self.decode(plan, edit)
