@@ -115,7 +115,14 @@ def _parts(editor: Editor, n: int) -> dict[str, Callable[[], object]]:
     z = None if editor.bundle.manifest.z_sem is None else np.zeros((n, editor.bundle.manifest.z_sem.size), np.float32)
 
     def step(program: Program, edit: Edit, executor: Executor) -> Callable[[], object]:
-        return lambda: executor.step(Batch(x, [program] * n, Noise(0, np.arange(n)), z, [edit] * n))
+        batch = Batch(x, [program] * n, Noise(0, np.arange(n)), z, [edit] * n)
+        first = batch.row.copy()
+
+        def run() -> None:
+            batch.row[:] = first
+            executor.step(batch)
+
+        return run
 
     still = _Still(h.shape[1:])
     asymmetric = Edit(deltas=((delta or still, 1.0),), branch=Branch.ASYMMETRIC)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers import GroupNorm, attend, sinusoid
+from .layers import GroupNorm, Sinusoid, attend
 
 _EPS = 1e-6  # of every GroupNorm in this code base
 
@@ -125,6 +125,7 @@ class DdpmUNet(nn.Module):
         super().__init__()
         self.config = c = config
         embed, widths = c.embed_channels, [int(m * c.model_channels) for m in c.channel_mult]
+        self.sinusoid = Sinusoid(c.model_channels, first="sin", denominator=c.model_channels // 2 - 1)
         self.temb = TimeMlp(c.model_channels, embed)
         ch = c.model_channels
         self.conv_in = nn.Conv2d(3, ch, 3, padding=1)
@@ -157,8 +158,7 @@ class DdpmUNet(nn.Module):
 
     def trunk(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """x [N, 3, H, W], t int [N] → h [N, C, h, w], temb [N, E], skips."""
-        size = self.config.model_channels
-        temb: Tensor = self.temb(sinusoid(t, size, first="sin", denominator=size // 2 - 1).to(x.dtype))
+        temb: Tensor = self.temb(self.sinusoid(t).to(x.dtype))
         skips = [self.conv_in(x)]
         for i, level in enumerate(self.down):
             assert isinstance(level, Level)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .guided import Attention, ResBlock
-from .layers import GroupNorm, LayerNorm, sinusoid
+from .layers import GroupNorm, LayerNorm, Sinusoid
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ class LatentNet(nn.Module):
     def __init__(self, config: LatentConfig) -> None:
         super().__init__()
         self.config = c = config
+        self.sinusoid = Sinusoid(c.time_channels, first="cos", denominator=c.time_channels // 2)
         time: list[nn.Module] = []
         for i in range(c.num_time_layers):
             time += [nn.Linear(c.channels if i else c.time_channels, c.channels), nn.SiLU()]
@@ -101,8 +102,7 @@ class LatentNet(nn.Module):
 
     def forward(self, z_sem: Tensor, t: Tensor) -> Tensor:
         """z_sem [N, D] normalised and noised, t int [N] → ε [N, D]."""
-        size = self.config.time_channels
-        time = self.time_embed(sinusoid(t, size, first="cos", denominator=size // 2).to(z_sem.dtype))
+        time = self.time_embed(self.sinusoid(t).to(z_sem.dtype))
         x = z_sem
         for i, layer in enumerate(self.layers):
             x = layer(torch.cat([x, z_sem], dim=1) if i in self.config.skip_layers else x, time)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers import GroupNorm, attend, sinusoid
+from .layers import GroupNorm, Sinusoid, attend
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,7 @@ class GuidedUNet(nn.Module):
             nn.Linear(c.model_channels, c.embed_channels), nn.SiLU(), nn.Linear(c.embed_channels, c.embed_channels)
         )
         self.time_embed = TimeEmbedding(mlp) if c.z_channels else mlp
+        self.sinusoid = Sinusoid(c.model_channels, first="cos", denominator=c.model_channels // 2)
         widths = [int(m * c.model_channels) for m in c.channel_mult]
         ch = widths[0]
         self.input_blocks = nn.ModuleList([nn.Sequential(nn.Conv2d(3, ch, 3, padding=1))])
@@ -178,9 +179,8 @@ class GuidedUNet(nn.Module):
 
     def trunk(self, x: Tensor, t: Tensor, z_sem: Tensor | None = None) -> tuple[Tensor, Tensor, list[Tensor]]:
         """x [N, 3, H, W], t int [N], z_sem [N, D] → h [N, C, h, w], temb [N, E], skips."""
-        size = self.config.model_channels
         mlp = self.time_embed.time_embed if isinstance(self.time_embed, TimeEmbedding) else self.time_embed
-        temb: Tensor = mlp(sinusoid(t, size, first="cos", denominator=size // 2).to(x.dtype))
+        temb: Tensor = mlp(self.sinusoid(t).to(x.dtype))
         skips = []
         for block in self.input_blocks:
             x = _apply(block, x, temb, z_sem)

@@ -27,11 +27,11 @@ class LayerNorm(nn.LayerNorm):
 
 
 def to_half(module: nn.Module) -> nn.Module:
-    """Casts a network to float16 in place, but for its norms."""
-    module.half()
+    """Casts a network's weights to float16 in place, but for those of its norms."""
     for part in module.modules():
-        if isinstance(part, (GroupNorm, LayerNorm)):
-            part.float()
+        if not isinstance(part, (GroupNorm, LayerNorm)):
+            for p in part.parameters(recurse=False):
+                p.data = p.data.half()
     return module
 
 
@@ -42,13 +42,22 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return torch.bmm(v, weight.transpose(1, 2))
 
 
-def sinusoid(t: Tensor, size: int, *, first: str, denominator: int) -> Tensor:
+class Sinusoid(nn.Module):
     """Sinusoidal embedding of timesteps (int [N]) as float32 [N, size].
 
     The two code bases differ: guided diffusion puts cosines `first` and divides by size/2, DDPM sines and size/2 − 1.
+    The frequencies are a constant, not arithmetic for an exporter to fold: a last bit of theirs is 1e-5 of a result.
     """
-    half = size // 2
-    freqs = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / denominator)
-    angles = t.float()[:, None] * freqs[None]
-    parts = [angles.cos(), angles.sin()] if first == "cos" else [angles.sin(), angles.cos()]
-    return F.pad(torch.cat(parts, dim=1), (0, size % 2))
+
+    frequencies: Tensor
+
+    def __init__(self, size: int, *, first: str, denominator: int) -> None:
+        super().__init__()
+        self.first, self.odd = first, size % 2
+        frequencies = torch.exp(-math.log(10000) * torch.arange(size // 2, dtype=torch.float32) / denominator)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def forward(self, t: Tensor) -> Tensor:
+        angles = t.float()[:, None] * self.frequencies[None]
+        parts = [angles.cos(), angles.sin()] if self.first == "cos" else [angles.sin(), angles.cos()]
+        return F.pad(torch.cat(parts, dim=1), (0, self.odd))

@@ -39,6 +39,9 @@ class OnnxEngine:
         options = ort.SessionOptions()
         options.log_severity_level = 4  # its warnings go to stderr unasked
         options.intra_op_num_threads = threads or 0
+        # Idle workers that spin take the cores from the other sessions' workers and from NumPy's:
+        # docs/decisions/0004-no-spinning.md has the figures.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._components = bundle.manifest.components
         self._sessions = {}
         for name, spec in self._components.items():
