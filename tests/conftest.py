@@ -9,7 +9,8 @@ from pathlib import Path
 import hspace
 import numpy as np
 import pytest
-from hspace import bundle as contract
+from hspace import manifest as contract
+from hspace.bundle import file_entry, write_manifest
 from hspace.tensors import write_tensors
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -87,7 +88,7 @@ def make_null_bundle(folder: Path, family: str = "diffae", size: int = 8, d: int
     for i, (key, (inputs, outputs)) in enumerate(specs.items()):
         (folder / f"{key}.onnx").write_bytes(b"\x08\x09\x3a\x02\x12" + bytes([0]) + b"\x12\x01" + bytes([65 + i]))
         components[key] = contract.Component(
-            **contract.file_entry(folder, f"{key}.onnx"),
+            **file_entry(folder, f"{key}.onnx"),
             inputs=inputs,
             outputs=outputs,
             precision="fp32",
@@ -111,14 +112,14 @@ def make_null_bundle(folder: Path, family: str = "diffae", size: int = 8, d: int
     if family == "diffae":
         stats = {"mean": normal(d), "std": np.abs(normal(d)) + 0.5}
         write_tensors(folder / "z_sem.safetensors", stats, {})
-        statistics = contract.File(**contract.file_entry(folder, "z_sem.safetensors"))
+        statistics = contract.File(**file_entry(folder, "z_sem.safetensors"))
         for name in ("smile", "beard"):
             direction = {"weight": normal(d), "bias": normal(1), **stats}
             attributes[name] = ("z_direction", "none", None, direction, {})
     entries = {}
     for name, (kind, branch, n_train, arrays, metadata) in attributes.items():
         write_tensors(folder / f"{name}.safetensors", arrays, metadata)
-        entry = contract.file_entry(folder, f"{name}.safetensors")
+        entry = file_entry(folder, f"{name}.safetensors")
         entries[name] = contract.Attribute(**entry, kind=kind, branch=branch, n_train=n_train)
     spacing, clip = ("diffae", True) if family == "diffae" else ("asyrp", False)
     preset = contract.Preset(
@@ -137,10 +138,12 @@ def make_null_bundle(folder: Path, family: str = "diffae", size: int = 8, d: int
         attributes=entries,
         presets={"official": preset},
         default_preset="official",
-        provenance=contract.Provenance(checkpoint_sha256="0" * 64, exporter="tests"),
+        provenance=contract.Provenance(
+            exporter="tests", sources={"checkpoint": contract.Source(file="none", sha256="0" * 64)}
+        ),
         licence="",
     )
-    contract.write_manifest(folder, manifest)
+    write_manifest(folder, manifest)
     return folder
 
 

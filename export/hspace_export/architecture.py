@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 
-from hspace.errors import CheckpointError
+from hspace.errors import ArgumentError, CheckpointError
 
 from .checkpoint import StateDict
 from .models.ddpm import DdpmConfig
@@ -18,9 +19,28 @@ def _count(state: StateDict, pattern: str) -> int:
 
 
 def _shape(state: StateDict, name: str) -> tuple[int, ...]:
+    """A weight's shape; weights of layers have two dimensions or more."""
     if name not in state:
         raise CheckpointError(f"tensor {name}: missing, and the architecture cannot be told without it")
+    if state[name].ndim < 2:
+        raise CheckpointError(f"tensor {name}: found {list(state[name].shape)}, expected a layer's weight")
     return tuple(state[name].shape)
+
+
+def check_heads(widths: Iterable[float], num_heads: int, num_head_channels: int | None) -> None:
+    """Raises ArgumentError where attention over so many channels cannot have these heads."""
+    for width in map(int, widths):
+        if width % (num_head_channels or num_heads):
+            given = f"num_head_channels {num_head_channels}" if num_head_channels else f"num_heads {num_heads}"
+            raise ArgumentError(f"{given}: does not divide the {width} channels that attend to themselves")
+
+
+def check_size(image_size: int, levels: int) -> None:
+    """Raises ArgumentError where images of this size cannot be halved once a level."""
+    if image_size % 2 ** (levels - 1) or image_size >> (levels - 1) < 2:
+        raise ArgumentError(
+            f"image_size: found {image_size}, expected a multiple of {2 ** (levels - 1)}, at least {2**levels}"
+        )
 
 
 def guided(state: StateDict, *, num_heads: int, num_head_channels: int | None) -> GuidedConfig:

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from hspace import bundle as contract
+from hspace import manifest as contract
 from hspace.errors import ArgumentError, CheckpointError
 from torch import nn
 
 from . import architecture
-from .checkpoint import StateDict, check_tensors, load, looks_like, sha256, tensors
+from .checkpoint import StateDict, check_tensors, load, looks_like, source, tensors
 from .exporter import AttributeData, Model, Settings, schedule
 from .graph import unet_parts
 from .models.ddpm import DdpmUNet
@@ -66,7 +66,10 @@ def load_model(
             )
         },
         config=config,
-        sources={p.name: sha256(p) for p in (checkpoint, *attributes.values())},
+        sources={
+            "checkpoint": source(checkpoint),
+            **{f"attribute {name}": source(path) for name, path in attributes.items()},
+        },
         attributes={name: _attribute(path, unet, layout, settings.n_train) for name, path in attributes.items()},
         licence=settings.licence or "",
     )
@@ -85,10 +88,14 @@ def _network(checkpoint: Path, state: StateDict, layout: str, settings: Settings
             config = architecture.guided(
                 state, num_heads=settings.num_heads or 1, num_head_channels=settings.num_head_channels
             )
+            attends = [config.channel_mult[i] for i in {*config.attention_levels, len(config.channel_mult) - 1}]
+            widths = [m * config.model_channels for m in attends]
+            architecture.check_heads(widths, config.num_heads, config.num_head_channels)
             unet = GuidedUNet(config)
     except (CheckpointError, ArgumentError) as e:
         raise type(e)(f"{checkpoint}: {e}") from None
     check_tensors(checkpoint, unet.state_dict(), state, f"a U-Net of the {layout} layout")
+    architecture.check_size(settings.image_size or 0, len(unet.config.channel_mult))
     unet.load_state_dict(state)
     if unet.config.out_channels not in (3, 6):
         raise CheckpointError(

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from hspace.errors import CheckpointError
+from hspace.manifest import Source
 from torch import Tensor
 
 StateDict = dict[str, Tensor]
@@ -42,9 +43,10 @@ def load(path: Path) -> Any:
         raise CheckpointError(f"{path}: expected a PyTorch checkpoint") from None
 
 
-def sha256(path: Path) -> str:
+def source(path: Path) -> Source:
+    """A checkpoint's entry in the provenance."""
     with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+        return Source(file=path.name, sha256=hashlib.file_digest(f, "sha256").hexdigest())
 
 
 def tensors(found: Any, path: Path, prefix: str = "") -> StateDict:

@@ -11,7 +11,7 @@ import click
 from hspace.cli import common
 
 from . import asyrp, diffae
-from .exporter import Model, Settings, read_config, schedule
+from .exporter import Model, Settings, check_name, read_config, schedule, settings_of
 from .exporter import export as run_export
 
 _FILE = click.Path(path_type=Path)
@@ -101,6 +101,7 @@ def export_asyrp(checkpoint: Path, attributes: tuple[str, ...], preset: str | No
             raise click.BadParameter(f"found {text!r}, expected NAME=FILE", param_hint="--attribute")
         if name in named:
             raise click.BadParameter(f"the name {name!r} is given twice", param_hint="--attribute")
+        check_name("--attribute", name)
         named[name] = Path(file)
     settings = _settings(options)
     _run(lambda: asyrp.load_model(checkpoint, attributes=named, preset=preset, settings=settings), options)
@@ -108,7 +109,7 @@ def export_asyrp(checkpoint: Path, attributes: tuple[str, ...], preset: str | No
 
 def _settings(options: dict[str, Any]) -> Settings:
     """The options that are settings, taken out of `options`, over those of --config."""
-    given = Settings(**{k: options.pop(k) for k in _SETTINGS if k in options})
+    given = settings_of({k: options.pop(k) for k in _SETTINGS if k in options}, "options")
     config = options.pop("config")
     settings = given if config is None else given.over(read_config(config))
     for text in (settings.schedule, settings.latent_schedule):
@@ -124,5 +125,6 @@ def _run(load: Callable[[], Model], options: dict[str, Any]) -> None:
     worst = max(report.errors, key=report.errors.__getitem__)
     found = {"bundle": str(report.path), "bytes": report.bytes, "seconds": round(seconds, 1), "errors": report.errors}
     text = f"wrote {report.path}, {report.bytes / 2**20:.1f} MiB, in {seconds:.0f} s; "
-    text += f"largest relative difference to PyTorch {report.errors[worst]:.1e} ({worst})"
+    rounded = " with the same rounded weights" if "fp16" in (options["weights"], options["precision"]) else ""
+    text += f"largest relative difference to PyTorch{rounded} {report.errors[worst]:.1e} ({worst})"
     common.emit(as_json, found, text)

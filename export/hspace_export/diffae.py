@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hspace import bundle as contract
+from hspace import manifest as contract
 from hspace.errors import ArgumentError, CheckpointError
 from numpy.typing import NDArray
 
 from . import architecture
 from .celeba import CELEBA_NAMES
-from .checkpoint import StateDict, check_tensors, load, looks_like, sha256, tensors
-from .exporter import AttributeData, Model, Settings, schedule
+from .checkpoint import StateDict, check_tensors, load, looks_like, source, tensors
+from .exporter import AttributeData, Model, Settings, schedule, settings_of
 from .graph import InFloat32, Part, unet_parts
 from .models.diffae import Encoder, LatentNet
 from .models.guided import GuidedUNet
@@ -31,19 +32,24 @@ _EMA = "ema_model."
 _DEFAULTS = Settings(num_heads=1, condition_bias=1.0, schedule="linear", latent_schedule="const0.008")
 
 
-def _hyper_parameters(found: Any) -> Settings:
+def _hyper_parameters(found: Any, path: Path) -> Settings:
     """What the training configuration in a Lightning file says of the things that weights cannot tell."""
-    hyper = found.get("hyper_parameters") or {}
-    nested = hyper.get("model_conf") or {}
-    latent = nested.get("latent_net_conf") or {}
-    return Settings(
-        image_size=hyper.get("img_size"),
-        num_heads=hyper.get("net_beatgans_attn_head"),
-        enc_num_res_blocks=hyper.get("net_enc_num_res_blocks"),
-        condition_bias=latent.get("condition_bias"),
-        schedule=hyper.get("beta_scheduler"),
-        latent_schedule=hyper.get("latent_beta_scheduler") if latent else None,
-    )
+    hyper = _mapping(found, "hyper_parameters")
+    latent = _mapping(_mapping(hyper, "model_conf"), "latent_net_conf")
+    values = {
+        "image_size": hyper.get("img_size"),
+        "num_heads": hyper.get("net_beatgans_attn_head"),
+        "enc_num_res_blocks": hyper.get("net_enc_num_res_blocks"),
+        "condition_bias": latent.get("condition_bias"),
+        "schedule": hyper.get("beta_scheduler"),
+        "latent_schedule": hyper.get("latent_beta_scheduler") if latent else None,
+    }
+    return settings_of(values, f"{path}: hyper_parameters")
+
+
+def _mapping(found: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = found.get(key)
+    return value if isinstance(value, Mapping) else {}
 
 
 def load_model(
@@ -62,15 +68,16 @@ def load_model(
         raise CheckpointError(
             f"{checkpoint}: looks like {looks_like(found)}, expected a Diffusion Autoencoder ({_EMA}*)"
         )
-    hyper = _hyper_parameters(found)
+    hyper = _hyper_parameters(found, checkpoint)
     latent_found, latent_ema = (found, ema) if latent is None else (load(latent), {})
     if latent is not None:
         latent_ema = tensors(latent_found, latent, _EMA)
-        hyper = _only(_hyper_parameters(latent_found), ("condition_bias", "latent_schedule")).over(hyper)
+        hyper = _only(_hyper_parameters(latent_found, latent), ("condition_bias", "latent_schedule")).over(hyper)
     settings = settings.over(_check_preset(hyper, preset, checkpoint)).over(_DEFAULTS)
     if settings.image_size is None:
         raise ArgumentError(f"{checkpoint}: has no hyper_parameters; give --preset or --image-size")
-    sources = {p.name: sha256(p) for p in (checkpoint, latent, classifier) if p is not None}
+    roles = {"checkpoint": checkpoint, "latent": latent, "classifier": classifier}
+    sources = {role: source(path) for role, path in roles.items() if path is not None}
 
     unet, encoder = _networks(checkpoint, ema, settings, preset)
     z_channels = unet.config.z_channels
@@ -83,7 +90,7 @@ def load_model(
     if net is not None:
         parts["latent"] = Part(InFloat32(net), {"z_sem": z, "t": ("int32", ("N",))}, {"eps": "float32"})
         config["latent"] = asdict(net.config)
-    statistics = _statistics(tensors(latent_found, latent or checkpoint), z_channels)
+    statistics = _statistics(latent or checkpoint, tensors(latent_found, latent or checkpoint), z_channels)
     if net is not None and statistics is None:
         raise CheckpointError(
             f"{latent or checkpoint}: conds_mean and conds_std: missing, and the latent DDIM needs them"
@@ -143,6 +150,11 @@ def _networks(checkpoint: Path, ema: StateDict, settings: Settings, preset: str 
         raise CheckpointError(
             f"{checkpoint}: channel multipliers {config.channel_mult}, preset {preset} says {PRESETS[preset][1]}"
         )
+    widths = {m * config.model_channels for m in config.channel_mult} | {
+        m * enc_config.model_channels for m in enc_config.channel_mult
+    }
+    architecture.check_heads(widths, heads, settings.num_head_channels)
+    architecture.check_size(settings.image_size or 0, max(len(config.channel_mult), len(enc_config.channel_mult)))
     unet, encoder = GuidedUNet(config), Encoder(enc_config)
     expected = unet.state_dict() | {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
     given = {k: v for k, v in ema.items() if not k.startswith("latent_net.")}
@@ -168,9 +180,13 @@ def _latent_net(path: Path, ema: StateDict, settings: Settings, *, required: boo
     return net.eval()
 
 
-def _statistics(state: StateDict, z_channels: int) -> dict[str, NDArray[np.float32]] | None:
+def _statistics(path: Path, state: StateDict, z_channels: int) -> dict[str, NDArray[np.float32]] | None:
+    """Mean and std of z_sem over the training set, where the file has them."""
     if not {"conds_mean", "conds_std"} <= state.keys():
         return None
+    for name in ("conds_mean", "conds_std"):
+        if state[name].numel() != z_channels:
+            raise CheckpointError(f"{path}: {name}: found {list(state[name].shape)}, expected [1, {z_channels}]")
     return {k: state[f"conds_{k}"].reshape(z_channels).numpy() for k in ("mean", "std")}
 
 
@@ -185,9 +201,10 @@ def _attributes(
         raise CheckpointError(
             f"{path}: looks like {looks_like(found)}, expected a DiffAE classifier (ema_classifier.*)"
         )
-    if weight.ndim != 2 or weight.shape[1] != z_channels:
-        raise CheckpointError(f"{path}: ema_classifier.weight: found {list(weight.shape)}, expected [K, {z_channels}]")
-    statistics = _statistics(state, z_channels) or statistics
+    if weight.ndim != 2 or weight.shape[1] != z_channels or bias.shape != weight.shape[:1]:
+        shapes = f"{list(weight.shape)} and {list(bias.shape)}"
+        raise CheckpointError(f"{path}: ema_classifier: found {shapes}, expected [K, {z_channels}] and [K]")
+    statistics = _statistics(path, state, z_channels) or statistics
     if statistics is None:
         raise CheckpointError(f"{path}: conds_mean and conds_std: missing, and no other checkpoint has them")
     names = _names(found, path, class_names, len(weight))

@@ -16,10 +16,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 import torch
-from hspace import bundle as contract
+from hspace import manifest as contract
 from hspace.attributes import DeltaBlock, read_attribute
+from hspace.bundle import Bundle, file_entry, h_shape, write_manifest
 from hspace.engines import open_engine
-from hspace.errors import ArgumentError, CheckpointError, OutputError
+from hspace.errors import ArgumentError, BundleError, CheckpointError, OutputError
 from hspace.tensors import write_tensors
 from msgspec import Meta, Struct
 from numpy.typing import NDArray
@@ -52,12 +53,30 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return msgspec.structs.replace(other, **mine)
 
 
+def settings_of(values: Mapping[str, Any], where: str) -> Settings:
+    """Settings from plain values, each checked; None says nothing."""
+    try:
+        return msgspec.convert({k: v for k, v in values.items() if v is not None}, Settings)
+    except msgspec.ValidationError as e:
+        raise ArgumentError(f"{where}: {e}") from None
+
+
+def check_name(what: str, text: str) -> None:
+    """A name that a manifest can hold; said before the minutes of an export, not after."""
+    try:
+        msgspec.convert(text, contract.Name)
+    except msgspec.ValidationError:
+        raise ArgumentError(
+            f"{what}: found {text!r}, expected 1 to 100 printable characters, without / \\ = or ,"
+        ) from None
+
+
 def read_config(path: Path) -> Settings:
     """Settings from a JSON file; unknown keys are refused."""
-    try:
-        return msgspec.convert(read_json(path, "settings"), Settings)
-    except msgspec.ValidationError as e:
-        raise CheckpointError(f"{path}: {e}") from None
+    found = read_json(path, "settings")
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: expected an object of settings")
+    return settings_of(found, str(path))
 
 
 def schedule(text: str) -> contract.AnySchedule:
@@ -68,8 +87,10 @@ def schedule(text: str) -> contract.AnySchedule:
         return contract.CosineSchedule()
     try:
         if text.startswith("const"):
-            return contract.ConstSchedule(beta=float(text.removeprefix("const")))
-    except ValueError:
+            found = contract.ConstSchedule(beta=float(text.removeprefix("const")))
+            found.build()
+            return found
+    except ValueError:  # ArgumentError is one
         pass
     raise ArgumentError(f"schedule: found {text!r}, expected linear, cosine or const0.008 (any number)")
 
@@ -96,7 +117,7 @@ class Model:
     schedules: contract.Schedules
     presets: dict[str, contract.Preset]
     config: dict[str, Any]
-    sources: dict[str, str]  # file name → SHA-256, the main checkpoint first
+    sources: dict[str, contract.Source]  # by role; "checkpoint" is the main one
     z_channels: int = 0
     z_statistics: dict[str, NDArray[np.float32]] | None = None
     attributes: dict[str, AttributeData] = field(default_factory=dict)
@@ -133,10 +154,15 @@ def export(
     """
     if output.exists() and not force:
         raise OutputError(f"{output}: exists already (--force replaces it)")
-    if output.exists() and not (output / contract.MANIFEST).is_file():
-        raise OutputError(f"{output}: exists and is not a bundle, so it is not replaced")
+    if output.exists():
+        try:
+            Bundle(output)
+        except BundleError:
+            raise OutputError(f"{output}: exists and is not a sound bundle, so it is not replaced") from None
     log("reading the checkpoint")
     model = load()
+    for what, text in (("name", name or output.name), *(("attribute", a) for a in model.attributes)):
+        check_name(what, text)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
@@ -149,8 +175,12 @@ def export(
         size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
         folder.chmod(0o755)
         if output.exists():
-            shutil.rmtree(output)
-        folder.rename(output)
+            old = folder.with_name(f"{folder.name}.old")
+            output.rename(old)
+            folder.rename(output)
+            shutil.rmtree(old)
+        else:
+            folder.rename(output)
         return Report(output, errors, size)
     except OSError as e:
         raise OutputError(f"{output}: cannot be written: {e.strerror}") from None
@@ -176,7 +206,7 @@ def _write(model: Model, folder: Path, precision: Precision, weights: Precision,
         (folder / f"{key}.onnx").write_bytes(proto.SerializeToString(deterministic=True))
         del proto
         components[key] = contract.Component(
-            **contract.file_entry(folder, f"{key}.onnx"),
+            **file_entry(folder, f"{key}.onnx"),
             inputs=inputs,
             outputs=outputs,
             precision=precision,
@@ -187,7 +217,7 @@ def _write(model: Model, folder: Path, precision: Precision, weights: Precision,
         statistics = None
         if model.z_statistics is not None:
             write_tensors(folder / "z_sem.safetensors", model.z_statistics, {})
-            statistics = contract.File(**contract.file_entry(folder, "z_sem.safetensors"))
+            statistics = contract.File(**file_entry(folder, "z_sem.safetensors"))
         z_sem = contract.ZSem(size=model.z_channels, statistics=statistics)
     attributes: dict[str, contract.Attribute] = {}
     for key, data in model.attributes.items():
@@ -195,7 +225,7 @@ def _write(model: Model, folder: Path, precision: Precision, weights: Precision,
         file = f"attributes/{len(attributes):03d}.safetensors"  # names are free text, files are not
         write_tensors(folder / file, data.arrays, data.metadata)
         attributes[key] = contract.Attribute(
-            **contract.file_entry(folder, file), kind=data.kind, branch=data.branch, n_train=data.n_train
+            **file_entry(folder, file), kind=data.kind, branch=data.branch, n_train=data.n_train
         )
     manifest = contract.Manifest(
         format_version=1,
@@ -209,14 +239,13 @@ def _write(model: Model, folder: Path, precision: Precision, weights: Precision,
         presets=model.presets,
         default_preset=next(iter(model.presets)),
         provenance=contract.Provenance(
-            checkpoint_sha256=next(iter(model.sources.values())),
             exporter=f"hspace {metadata.version('hspace')}, torch {torch.__version__}, onnx opset {graph.OPSET}",
             sources=model.sources,
             config=model.config,
         ),
         licence=model.licence,
     )
-    contract.write_manifest(folder, manifest)
+    write_manifest(folder, manifest)
 
 
 def _compare(model: Model, folder: Path, precision: Precision) -> dict[str, float]:
@@ -224,7 +253,7 @@ def _compare(model: Model, folder: Path, precision: Precision) -> dict[str, floa
 
     One component at a time: each session keeps the memory that its largest batch took.
     """
-    opened = contract.Bundle(folder)
+    opened = Bundle(folder)
     components = opened.manifest.components
     errors = {}
     for key, part in model.parts.items():
@@ -239,7 +268,7 @@ def _compare(model: Model, folder: Path, precision: Precision) -> dict[str, floa
     for key, data in model.attributes.items():
         attribute = read_attribute(opened, key)
         if isinstance(attribute, DeltaBlock) and data.module is not None:
-            errors[key] = _compare_delta(attribute, data.module, contract.h_shape(opened))
+            errors[key] = _compare_delta(attribute, data.module, h_shape(opened))
             limits[key] = TOLERANCE["fp32"]
     faults = [
         f"{k}: relative error {e:.2e}, expected at most {limits[k]:.0e}"

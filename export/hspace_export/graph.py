@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import onnx
 import torch
-from hspace.bundle import Tensor as TensorSpec
+from hspace.manifest import Tensor as TensorSpec
 from numpy.typing import NDArray
 from torch import Tensor, nn
 

@@ -10,8 +10,10 @@ that applies it.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
+import numbers
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,8 +21,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .bundle import Attribute, Bundle, h_shape, is_finite
+from .bundle import Bundle, h_shape
 from .errors import ArgumentError, BundleError
+from .manifest import Attribute
 from .program import Branch
 from .tensors import Tensors, read_tensors
 
@@ -59,7 +62,7 @@ class ZDirection:
 
     def move(self, z_sem: Float32, strength: float) -> Float32:
         """z_sem (float32 [D]) moved: in normalised space, += strength·sqrt(D)·weight/‖weight‖."""
-        step = strength * math.sqrt(self.weight.size) / float(np.linalg.norm(self.weight))
+        step = strength * math.sqrt(self.weight.size) / _norm(self.weight)
         normalised = (z_sem - self.mean) / self.std + np.float32(step) * self.weight
         moved: Float32 = np.add(normalised * self.std, self.mean, dtype=np.float32)
         return moved
@@ -128,6 +131,10 @@ class DeltaTable:
         return found
 
 
+def _norm(weight: Float32) -> float:
+    return float(np.linalg.norm(weight.astype(np.float64)))
+
+
 AnyAttribute = ZDirection | DeltaBlock | DeltaTable
 
 
@@ -144,13 +151,17 @@ def _z_direction(bundle: Bundle, entry: Attribute, tensors: Tensors) -> AnyAttri
     assert bundle.manifest.z_sem is not None  # the manifest's checks say so
     d = bundle.manifest.z_sem.size
     got = tensors.take({"weight": (d,), "bias": (1,), "mean": (d,), "std": (d,)})
-    if not (got["std"] > 0).all() or not got["weight"].any():
+    if not (got["std"] > 0).all() or not _norm(got["weight"]) > 0:
         raise BundleError(f"{tensors.where}: expected a weight that is not zero and a std above zero")
     return ZDirection(got["weight"], float(got["bias"][0]), got["mean"], got["std"])
 
 
 def _delta_block(bundle: Bundle, entry: Attribute, tensors: Tensors) -> AnyAttribute:
     c, _, _, e = h_shape(bundle)
+    if c % min(GROUPS, c):
+        raise BundleError(
+            f"{tensors.where}: the model's h has {c} channels, expected a multiple of {GROUPS} for a delta_block"
+        )
     shapes: dict[str, tuple[int, ...]] = {"conv1.weight": (c, c), "conv2.weight": (c, c), "temb_proj.weight": (c, e)}
     norms = ["norm1", "norm2"] if "norm1.weight" in tensors.arrays else ["norm2"]
     shapes |= {f"{norm}.weight": (c,) for norm in norms}
@@ -206,31 +217,38 @@ def check_names(names: Iterable[str], known: Iterable[str], what: str) -> None:
             raise ArgumentError(f"{what}: the bundle has no attribute {str(name)[:100]!r}{hint}")
 
 
-def compile_edit(edits: Mapping[str, float], attributes: Mapping[str, AnyAttribute]) -> Edit:
-    """One mapping of strengths as an `Edit`. `attributes` holds the named ones, read.
+def _strength(name: str, value: Any) -> float:
+    """A strength as a float that is finite in float32 too."""
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):
+            if abs(float(value)) <= float(np.finfo(np.float32).max):
+                return float(value)
+    raise ArgumentError(f"edits: {name}: found strength {str(value)[:50]}, expected a number that float32 can hold")
 
-    Strengths are linear; zero leaves an attribute out. Deltas of different n_train are brought to that of the
-    first, since a row has one edit_scale.
+
+def compile_edit(edits: Mapping[str, float], attributes: Mapping[str, AnyAttribute], n_run: int) -> Edit:
+    """One mapping of strengths as an `Edit` for a decode of `n_run` steps. `attributes` holds the named ones, read.
+
+    Strengths are linear; zero leaves an attribute out. A delta's own scale is n_train/n_run, or 1 without n_train;
+    a row has one edit_scale, that of the first delta with an n_train, so the others' strengths make up for it.
     """
     directions: list[tuple[ZDirection, float]] = []
     deltas: list[tuple[Delta, float]] = []
     for name, strength in edits.items():
-        if not is_finite(strength):
-            raise ArgumentError(f"edits: {name}: found strength {strength!r}, expected a finite number")
-        attribute = attributes[name]
-        if strength == 0:
+        value, attribute = _strength(name, strength), attributes[name]
+        if value == 0:
             continue
         if isinstance(attribute, ZDirection):
-            directions.append((attribute, float(strength)))
+            directions.append((attribute, value))
         else:
-            deltas.append((attribute, float(strength)))
+            deltas.append((attribute, value))
     branches = {d.branch for d, _ in deltas}
     if len(branches) > 1:
         raise ArgumentError("edits: asymmetric and symmetric attributes do not mix in one edit")
     branch = branches.pop() if branches else Branch.NONE
     n_train = next((d.n_train for d, _ in deltas if d.n_train), None)
     if n_train and branch == Branch.ASYMMETRIC:
-        deltas = [(d, s * (d.n_train or n_train) / n_train) for d, s in deltas]
+        deltas = [(d, s * (d.n_train or n_run) / n_train) for d, s in deltas]
     return Edit(tuple(directions), tuple(deltas), branch, n_train)
 
 
@@ -256,7 +274,7 @@ def inject(h: Float32, temb: Float32, t: NDArray[np.int32], scale: Float32, edit
 def summary(attribute: AnyAttribute) -> dict[str, Any]:
     """What `hspace info` says of an attribute."""
     if isinstance(attribute, ZDirection):
-        return {"norm": float(np.linalg.norm(attribute.weight)), "bias": attribute.bias}
+        return {"norm": _norm(attribute.weight), "bias": attribute.bias}
     if isinstance(attribute, DeltaTable):
         return {"timesteps": len(attribute.timesteps)}
     return {"layout": "ddpm" if attribute.norm1 is None else "improved", "channels": len(attribute.conv1[1])}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .attributes import Edit, ZDirection, check_names, compile_edit, read_attribute
-from .bundle import Bundle, Preset
+from .bundle import Bundle
 from .engines import open_engine
-from .errors import ArgumentError, Cancelled, LatentError
+from .errors import ArgumentError, Cancelled, EngineError, LatentError
 from .executors.cpu import Batch, Executor
 from .image import Images, load_images, to_uint8
 from .latent import Latent
+from .manifest import Preset
 from .noise import Noise, Stream, check_seed, normal
 from .plans import Planner, ProgramKind
 from .program import Branch, Program
@@ -112,7 +113,7 @@ class Editor:
     ) -> Program:
         """The table that a call of that kind runs; see `Planner.program`."""
         plan = self._planner.plan(preset, steps, sampler, t_edit, t_boost)
-        return self._planner.program(kind, plan, self._compile(edits or {}, 1)[0])
+        return self._planner.program(kind, plan, self._compile(edits, 1, plan)[0])
 
     # --- calls ------------------------------------------------------------------------------------------
 
@@ -149,25 +150,29 @@ class Editor:
         t_boost: int | None = None,
         seed: int = 0,
         noise: Float32 | None = None,
+        image_numbers: Sequence[int] | None = None,
         on_step: OnStep | None = None,
         output: Output = "uint8",
     ) -> NDArray[Any]:
         """Images from codes, edited where `edits` (one mapping name → strength, or one per image) says so.
 
-        Strengths are linear and may be negative. Source: Preechakul et al. 2022, equations 2 and 7; Kwon et al. 2023,
-        equation 5.
+        Strengths are linear and may be negative. image_numbers: the images' numbers for the noise, for a caller who
+        makes one job out of several calls; by default 0 … N − 1.
+        Source: Preechakul et al. 2022, equations 2 and 7; Kwon et al. 2023, equation 5.
         """
         plan = self._planner.plan(preset, steps, sampler, t_edit, t_boost)
         self._check_latent(latent)
-        compiled = self._compile(edits or {}, len(latent))
+        compiled = self._compile(edits, len(latent), plan)
         programs = self._decode_programs(plan, compiled)
+        draws = _draws(seed, noise, image_numbers, programs, self._shape)
+        _check_output(output)
         progress = _Progress(on_step, len(programs[0]) * self._chunks(len(latent)))
-        return self._decode(latent, compiled, programs, check_seed(seed), noise, progress, output)
+        return self._decode(latent, compiled, programs, draws, progress, output)
 
     def edit(
         self,
         images: Images,
-        edits: Edits,
+        edits: Edits | None,
         *,
         preset: str | None = None,
         steps: int | tuple[int, int] | None = None,
@@ -176,6 +181,7 @@ class Editor:
         t_boost: int | None = None,
         seed: int = 0,
         noise: Float32 | None = None,
+        image_numbers: Sequence[int] | None = None,
         resize: bool = False,
         on_step: OnStep | None = None,
         output: Output = "uint8",
@@ -183,13 +189,13 @@ class Editor:
         """Encodes, then decodes with `edits`. steps: for both, or (encode, decode). See `encode` and `decode`."""
         x = load_images(images, self.size, resize=resize)
         plan = self._planner.plan(preset, steps, sampler, t_edit, t_boost)
-        compiled = self._compile(edits, len(x))
+        compiled = self._compile(edits, len(x), plan)
         program, programs = self._planner.encode(plan), self._decode_programs(plan, compiled)
-        _check_noise(noise, programs, len(x), self._shape)
+        draws = _draws(seed, noise, image_numbers, programs, self._shape)
         _check_output(output)
         progress = _Progress(on_step, (len(program) + len(programs[0])) * self._chunks(len(x)))
         latent = self._encode(x, plan, preset, program, progress)
-        return self._decode(latent, compiled, programs, check_seed(seed), noise, progress, output)
+        return self._decode(latent, compiled, programs, draws, progress, output)
 
     def reconstruct(
         self,
@@ -197,12 +203,16 @@ class Editor:
         *,
         preset: str | None = None,
         steps: int | tuple[int, int] | None = None,
+        sampler: str | None = None,
+        seed: int = 0,
+        noise: Float32 | None = None,
         resize: bool = False,
         on_step: OnStep | None = None,
         output: Output = "uint8",
     ) -> NDArray[Any]:
         """Encodes, then decodes unchanged: what the model makes of the images themselves."""
-        return self.edit(images, {}, preset=preset, steps=steps, resize=resize, on_step=on_step, output=output)
+        run: dict[str, Any] = {"preset": preset, "steps": steps, "sampler": sampler, "seed": seed, "noise": noise}
+        return self.edit(images, None, **run, resize=resize, on_step=on_step, output=output)
 
     def interpolate(
         self,
@@ -213,6 +223,11 @@ class Editor:
         edits: Mapping[str, float] | None = None,
         preset: str | None = None,
         steps: int | None = None,
+        sampler: str | None = None,
+        t_edit: int | None = None,
+        t_boost: int | None = None,
+        seed: int = 0,
+        noise: Float32 | None = None,
         on_step: OnStep | None = None,
         output: Output = "uint8",
     ) -> NDArray[Any]:
@@ -232,7 +247,14 @@ class Editor:
         if latent_a.z_sem is not None and latent_b.z_sem is not None:
             z = ((1 - w)[:, None] * latent_a.z_sem + w[:, None] * latent_b.z_sem).astype(np.float32)
         between = Latent(slerp(latent_a.x_T[0], latent_b.x_T[0], w), z, provenance=latent_a.provenance)
-        return self.decode(between, edits, preset=preset, steps=steps, on_step=on_step, output=output)
+        run: dict[str, Any] = {
+            "preset": preset,
+            "steps": steps,
+            "sampler": sampler,
+            "t_edit": t_edit,
+            "t_boost": t_boost,
+        }
+        return self.decode(between, edits, **run, seed=seed, noise=noise, on_step=on_step, output=output)
 
     def sample(
         self,
@@ -259,13 +281,15 @@ class Editor:
         """
         _check_count("count", count, 1)
         plan = self._planner.plan(preset, steps, sampler, t_edit, t_boost)
-        compiled = self._compile(edits or {}, count)
+        compiled = self._compile(edits, count, plan)
         programs = self._decode_programs(plan, compiled)
-        _check_noise(noise, programs, count, self._shape)
+        draws = _draws(seed, noise, None, programs, self._shape)
         _check_output(output)
-        x_T = self._start(x_T, count, self._shape, check_seed(seed), Stream.X_T, "x_T")
+        x_T = self._start(x_T, count, self._shape, seed, Stream.X_T, "x_T")
         total, z_sem, program = len(programs[0]), None, None
         manifest = self.bundle.manifest
+        if manifest.z_sem is None and (latent_steps is not None or z_noise is not None):
+            raise ArgumentError("sample: latent_steps and z_noise: the model has no z_sem to draw")
         if manifest.z_sem is not None:
             program = self._planner.latent(plan, latent_steps)
             z_noise = self._start(z_noise, count, (manifest.z_sem.size,), seed, Stream.Z_SEM, "z_noise")
@@ -274,7 +298,7 @@ class Editor:
         if program is not None and z_noise is not None:
             z_sem = self._sample_z(z_noise, program, progress)
         latent = Latent(x_T, z_sem, provenance=self._provenance(plan, preset))
-        return self._decode(latent, compiled, programs, seed, noise, progress, output)
+        return self._decode(latent, compiled, programs, draws, progress, output)
 
     def vary(
         self,
@@ -284,7 +308,11 @@ class Editor:
         edits: Edits | None = None,
         preset: str | None = None,
         steps: int | None = None,
+        sampler: str | None = None,
+        t_edit: int | None = None,
+        t_boost: int | None = None,
         seed: int = 0,
+        noise: Float32 | None = None,
         on_step: OnStep | None = None,
         output: Output = "uint8",
     ) -> NDArray[Any]:
@@ -297,9 +325,16 @@ class Editor:
             raise ArgumentError("vary: the model has no z_sem, so nothing of an image would be kept")
         _check_count("count", count, 1)
         z_sem = np.repeat(latent.z_sem, count, axis=0)
-        x_T = self._start(None, len(z_sem), self._shape, check_seed(seed), Stream.X_T, "x_T")
+        x_T = self._start(None, len(z_sem), self._shape, seed, Stream.X_T, "x_T")
         varied = Latent(x_T, z_sem, provenance=latent.provenance)
-        return self.decode(varied, edits, preset=preset, steps=steps, seed=seed, on_step=on_step, output=output)
+        run: dict[str, Any] = {
+            "preset": preset,
+            "steps": steps,
+            "sampler": sampler,
+            "t_edit": t_edit,
+            "t_boost": t_boost,
+        }
+        return self.decode(varied, edits, **run, seed=seed, noise=noise, on_step=on_step, output=output)
 
     def classify(self, images: Images, *, resize: bool = False) -> Float32:
         """float32 [N, K]: logits of the bundle's z_direction attributes, in its order (`classes`).
@@ -340,8 +375,11 @@ class Editor:
             "encode_steps": str(plan.encode_steps),
         }
 
-    def _compile(self, edits: Edits, count: int) -> list[Edit]:
+    def _compile(self, edits: Edits | None, count: int, plan: Preset) -> list[Edit]:
         """One compiled edit per image."""
+        edits = {} if edits is None else edits
+        if not isinstance(edits, (Mapping, Sequence)) or isinstance(edits, str):
+            raise ArgumentError(f"edits: found {type(edits).__name__}, expected a mapping, or one for each image")
         each = [edits] if isinstance(edits, Mapping) else list(edits)
         for mapping in each:
             if not isinstance(mapping, Mapping):
@@ -349,7 +387,7 @@ class Editor:
             check_names(mapping, self.attributes, "edits")
         if not isinstance(edits, Mapping) and len(each) != count:
             raise ArgumentError(f"edits: found {len(each)} mappings, expected one, or one for each of {count} images")
-        compiled = [compile_edit(mapping, self.attributes) for mapping in each]
+        compiled = [compile_edit(mapping, self.attributes, plan.decode_steps) for mapping in each]
         return compiled * count if isinstance(edits, Mapping) else compiled
 
     def _decode_programs(self, plan: Preset, edits: list[Edit]) -> list[Program]:
@@ -364,6 +402,10 @@ class Editor:
         while batch.active.size:
             self._executor.step(batch)
             progress(phase, batch.x_0)
+        if not np.isfinite(batch.x).all():
+            raise EngineError(
+                f"{phase}: the result is not finite: a strength is too large, or the engine's arithmetic overflowed"
+            )
         return batch
 
     def _encode_z(self, x: Float32) -> Float32:
@@ -391,21 +433,19 @@ class Editor:
         latent: Latent,
         edits: list[Edit],
         programs: list[Program],
-        seed: int,
-        noise: Float32 | None,
+        draws: Noise,
         progress: _Progress,
         output: Output,
     ) -> NDArray[Any]:
-        _check_output(output)
-        _check_noise(noise, programs, len(latent), self._shape)
         z_sem = latent.z_sem
         if z_sem is not None and any(e.directions for e in edits):
             z_sem = np.stack([_move(z, e) for z, e in zip(z_sem, edits, strict=True)])
         x = np.empty_like(latent.x_T)
         for c in self._slices(len(x)):
-            draws = Noise(seed, np.arange(c.start, c.stop), noise)
             z = None if z_sem is None else z_sem[c]
-            batch = Batch(latent.x_T[c], programs[c], draws, z, edits[c])
+            x_prev = None if latent.x_prev is None else latent.x_prev[c]
+            noise = replace(draws, image=draws.image[c])
+            batch = Batch(latent.x_T[c], programs[c], noise, z, edits[c], x_prev)
             x[c] = self._run(batch, "decode", progress).x
         return to_uint8(x) if output == "uint8" else x
 
@@ -424,8 +464,7 @@ class Editor:
         """The initial noise of `count` images: drawn from the seed, or given."""
         if given is None:
             return np.stack([normal(shape, seed, draw=0, image=i, stream=stream) for i in range(count)])
-        if given.dtype != np.float32 or given.shape != (count, *shape):
-            raise ArgumentError(f"{name}: found {given.dtype} {list(given.shape)}, expected float32 {[count, *shape]}")
+        _check_array(name, given, (count, *shape))
         return given
 
     def _check_latent(self, latent: Latent) -> None:
@@ -474,10 +513,20 @@ def _check_output(output: str) -> None:
         raise ArgumentError(f"output: found {output!r}, expected 'uint8' or 'float32'")
 
 
-def _check_noise(noise: Float32 | None, programs: list[Program], count: int, shape: tuple[int, ...]) -> None:
-    if noise is None:
-        return
-    expected = (max(int(p.rows["draws"].sum()) for p in programs), count, *shape)
-    if not isinstance(noise, np.ndarray) or noise.dtype != np.float32 or noise.shape != expected:
-        found = f"{noise.dtype} {list(noise.shape)}" if isinstance(noise, np.ndarray) else type(noise).__name__
-        raise ArgumentError(f"noise: found {found}, expected float32 {list(expected)}: the rows that draw, by image")
+def _check_array(name: str, array: object, shape: tuple[int, ...]) -> None:
+    if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.shape != shape:
+        found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
+        raise ArgumentError(f"{name}: found {found}, expected float32 {list(shape)}")
+
+
+def _draws(
+    seed: int, noise: Float32 | None, numbers: Sequence[int] | None, programs: list[Program], shape: tuple[int, ...]
+) -> Noise:
+    """Where a call's draws come from, checked. noise, given: float32 [rows that draw, N, *shape]."""
+    count = len(programs)
+    if noise is not None:
+        _check_array("noise", noise, (max(int(p.rows["draws"].sum()) for p in programs), count, *shape))
+    image = np.arange(count) if numbers is None else np.asarray(numbers, dtype=np.int64)
+    if image.shape != (count,) or (image < 0).any() or (noise is not None and numbers is not None):
+        raise ArgumentError(f"image_numbers: expected {count} whole numbers of at least 0, and no noise beside them")
+    return Noise(check_seed(seed), image, noise)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 from .errors import OutputError
@@ -12,19 +12,17 @@ from .errors import OutputError
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes `data` to `path`, replacing what is there, or leaves everything as it was and raises OutputError."""
-    temporary = None
+    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}")
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent or ".")
-        with os.fdopen(handle, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
+        with open(temporary, "xb") as f:
+            try:
+                f.write(data)
+                f.flush()
+                os.fsync(f.fileno())
+                os.replace(temporary, path)
+            except BaseException:  # an interrupt leaves nothing behind either
+                with contextlib.suppress(OSError):
+                    temporary.unlink()
+                raise
     except OSError as e:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
         raise OutputError(f"{path}: cannot be written: {e.strerror}") from None

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ArgumentError, ImageError
+from .errors import ArgumentError, ImageError, OutputError
 from .files import write_atomically
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 Images = Any  # a PIL image, a path, an array, or a sequence of images and paths
 MAX_PIXELS = 2**26  # 64 Mpx, checked against the header before anything is decoded
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+WRITABLE = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
@@ -71,35 +73,70 @@ def _load_one(image: Any, size: int, resize: bool) -> NDArray[np.uint8]:
     import PIL.Image
 
     if isinstance(image, PIL.Image.Image):
-        return _fit(_to_rgb(image, "image"), "image", size, resize)
+        with _as_image_error("image"):
+            _check_header(image, "image")
+            return _fit(_to_rgb(image, "image"), "image", size, resize)
     if not isinstance(image, (str, Path)):
         raise ArgumentError(f"images: found {type(image).__name__} in a sequence, expected an image or a path")
-    path = str(image)
-    if not Path(image).is_file():
-        raise ImageError(f"{path}: {'not a file' if Path(image).exists() else 'no such file'}")
+    with _opened(image) as opened:
+        return _fit(_to_rgb(opened, str(image)), str(image), size, resize)
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[PIL.Image.Image]:
+    """An image file, its header checked, its pixels not decoded yet; any decoder's error is an ImageError."""
+    import PIL.Image
+
+    if not Path(path).is_file():
+        raise ImageError(f"{path}: {'not a file' if Path(path).exists() else 'no such file'}")
+    with _as_image_error(str(path)), PIL.Image.open(path, formats=FORMATS) as opened:
+        _check_header(opened, str(path))
+        yield opened
+
+
+@contextmanager
+def _as_image_error(where: str) -> Iterator[None]:
+    import PIL.Image
+
     try:
-        with PIL.Image.open(path, formats=FORMATS) as opened:
-            return _fit(_to_rgb(opened, path), path, size, resize)
+        yield
     except ImageError:
         raise
     except PIL.Image.DecompressionBombError:
-        raise ImageError(f"{path}: more than {MAX_PIXELS} pixels") from None
+        limit = 2 * (PIL.Image.MAX_IMAGE_PIXELS or 0)
+        raise ImageError(f"{where}: found more than {limit} pixels, expected at most {MAX_PIXELS}") from None
     except Exception:  # decoders raise errors of many types, and their text is not for our users
-        raise ImageError(f"{path}: expected an image ({', '.join(FORMATS)})") from None
+        raise ImageError(f"{where}: expected an image ({', '.join(FORMATS)})") from None
 
 
-def _to_rgb(image: PIL.Image.Image, where: str) -> PIL.Image.Image:
-    """EXIF orientation applied; L, P, CMYK and opaque RGBA converted; everything else refused, before decoding."""
-    from PIL import ImageOps
+def check_files(paths: Sequence[Path], size: int, *, resize: bool = False) -> None:
+    """Raises ImageError for the first file that `load_images` would refuse for what its header says."""
+    for path in paths:
+        with _opened(path) as opened:
+            turned = opened.getexif().get(0x0112, 1) >= 5  # EXIF orientations that swap width and height
+            found = (opened.height, opened.width) if turned else opened.size
+            if not resize:
+                _check_size(found, str(path), size)
 
+
+def _check_header(image: PIL.Image.Image, where: str) -> None:
+    """Refuses what can be told without decoding: too many pixels, animation, more than 8 bits a channel."""
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(f"{where}: found {image.width}×{image.height} pixels, expected at most {MAX_PIXELS}")
     if getattr(image, "n_frames", 1) > 1:
         raise ImageError(f"{where}: an animation, expected a single picture")
-    if image.mode not in ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr"):
-        raise ImageError(f"{where}: found pixels of mode {image.mode}, expected 8 bits a channel")
+    raw = " ".join(str(args) for _, _, _, args in getattr(image, "tile", ()))  # 16-bit RGB opens as mode RGB
+    if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr") or ";16" in raw:
+        found = "16 bits a channel" if "16" in image.mode + raw else f"pixels of mode {image.mode}"
+        raise ImageError(f"{where}: found {found}, expected 8 bits a channel")
+
+
+def _to_rgb(image: PIL.Image.Image, where: str) -> PIL.Image.Image:
+    """EXIF orientation applied; L, P, CMYK and opaque RGBA converted; transparency refused."""
+    from PIL import ImageOps
+
     image = ImageOps.exif_transpose(image)
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+    if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         alpha = image.convert("RGBA")
         if alpha.getchannel("A").getextrema() != (255, 255):
             raise ImageError(f"{where}: has transparent pixels, expected an opaque image")
@@ -112,15 +149,20 @@ def _fit(image: PIL.Image.Image, where: str, size: int, resize: bool) -> NDArray
 
     if image.size != (size, size):
         if not resize:
-            raise ImageError(
-                f"{where}: found {image.width}×{image.height} pixels, expected {size}×{size} "
-                "(resize=True or --resize crops and resizes)"
-            )
+            _check_size(image.size, where, size)
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         box = (left, top, left + side, top + side)
         image = image.resize((size, size), PIL.Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
     return np.asarray(image, dtype=np.uint8)
+
+
+def _check_size(found: tuple[int, int], where: str, size: int) -> None:
+    if found != (size, size):
+        raise ImageError(
+            f"{where}: found {found[0]}×{found[1]} pixels, expected {size}×{size} "
+            "(resize=True or --resize crops and resizes)"
+        )
 
 
 def to_uint8(x: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -133,11 +175,14 @@ def save_image(path: str | Path, pixels: NDArray[np.uint8]) -> None:
     """Writes uint8 [H, W, 3] in the format that the suffix names (.png, .jpg, .webp, .bmp), whole or not at all."""
     import PIL.Image
 
-    formats = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
     suffix = Path(path).suffix.lower()
-    if suffix not in formats:
-        raise ArgumentError(f"{path}: found the suffix {suffix!r}, expected one of {', '.join(formats)}")
+    if suffix not in WRITABLE:
+        raise ArgumentError(f"{path}: found the suffix {suffix!r}, expected one of {', '.join(WRITABLE)}")
     buffer = io.BytesIO()
-    options = {"quality": 95} if formats[suffix] in ("JPEG", "WEBP") else {}
-    PIL.Image.fromarray(pixels).save(buffer, formats[suffix], **options)
+    options = {"quality": 95} if WRITABLE[suffix] in ("JPEG", "WEBP") else {}
+    try:
+        PIL.Image.fromarray(pixels).save(buffer, WRITABLE[suffix], **options)
+    except (OSError, ValueError):
+        height, width = pixels.shape[:2]
+        raise OutputError(f"{path}: {WRITABLE[suffix]} cannot hold {width}×{height} pixels") from None
     write_atomically(Path(path), buffer.getvalue())

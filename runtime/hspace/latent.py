@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +30,10 @@ class Latent:
     provenance: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.x_T, np.ndarray):
+            raise LatentError(f"x_T: found {type(self.x_T).__name__}, expected float32 [N, 3, H, W]")
+        if not all(isinstance(t, str) for kv in self.provenance.items() for t in kv) or "format" in self.provenance:
+            raise LatentError("provenance: expected texts by name, none of them named 'format'")
         if self.x_T.ndim != 4 or self.x_T.dtype != np.float32 or not len(self.x_T):
             raise LatentError(f"x_T: found {self.x_T.dtype} {list(self.x_T.shape)}, expected float32 [N, 3, H, W]")
         z, x_prev = self.z_sem, self.x_prev
@@ -56,6 +60,22 @@ class Latent:
 
     def __iter__(self) -> Iterator[Latent]:
         return (self[i] for i in range(len(self)))
+
+    @staticmethod
+    def stack(latents: Sequence[Latent]) -> Latent:
+        """Several latents of one model as one; what made them is told where they agree on it."""
+        first = latents[0]
+        told = {k: v for k, v in first.provenance.items() if all(x.provenance.get(k) == v for x in latents)}
+        if len({x.provenance.get("checkpoint") for x in latents}) > 1:
+            raise LatentError("latents: found several models' latents, expected those of one")
+        arrays = []
+        for name in ("x_T", "z_sem", "x_prev"):
+            each = [a for a in (getattr(x, name) for x in latents) if a is not None]
+            if len(each) not in (0, len(latents)) or len({a.shape[1:] for a in each}) > 1:
+                raise LatentError(f"latents: {name}: expected it in all of them, of one shape")
+            arrays.append(np.concatenate(each) if each else None)
+        assert arrays[0] is not None
+        return Latent(arrays[0], arrays[1], arrays[2], told)
 
     def save(self, path: str | Path) -> None:
         """Writes the latent as safetensors, whole or not at all."""

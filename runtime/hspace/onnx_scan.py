@@ -22,6 +22,7 @@ _CHILDREN: dict[str, dict[int, str]] = {
     "Tensor": {},
 }
 _MAX_DEPTH = 64
+_MAX_FIELDS = 5_000_000  # a minute of walking; the largest published network has 50,000
 
 
 class _Malformed(Exception):
@@ -58,17 +59,21 @@ def _fields(data: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int
             raise _Malformed
         if at > end or number == 0:
             raise _Malformed
-        yield number, value, start, at
+        yield number, value, start if wire == 2 else at, at
 
 
-def _has_external(data: memoryview, message: str, at: int, end: int, depth: int) -> bool:
+def _has_external(data: memoryview, message: str, at: int, end: int, depth: int, left: list[int]) -> bool:
+    """Whether a message, or one inside it, keeps data elsewhere. left: how many more fields may be walked."""
     if depth > _MAX_DEPTH:
         raise _Malformed
     for number, value, start, stop in _fields(data, at, end):
+        left[0] -= 1
+        if left[0] < 0:
+            raise _Malformed
         if message == "Tensor" and (number == 13 or (number == 14 and value != 0)):
             return True  # external_data, or data_location = EXTERNAL
         child = _CHILDREN[message].get(number)
-        if child and _has_external(data, child, start, stop, depth + 1):
+        if child and stop > start and _has_external(data, child, start, stop, depth + 1, left):
             return True
     return False
 
@@ -78,7 +83,7 @@ def check_onnx(data: bytes, where: str) -> None:
     view = memoryview(data)
     try:
         fields = {number for number, *_ in _fields(view, 0, len(view))}
-        external = _has_external(view, "Model", 0, len(view), 0)
+        external = _has_external(view, "Model", 0, len(view), 0, [_MAX_FIELDS])
     except _Malformed:
         raise BundleError(f"{where}: expected an ONNX graph") from None
     if not {1, 7} <= fields:  # ir_version and graph

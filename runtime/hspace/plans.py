@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from numbers import Integral
+from typing import Any, Literal
 
 import msgspec
 
 from . import samplers
 from .attributes import Edit
-from .bundle import Bundle, Preset
+from .bundle import Bundle
 from .errors import ArgumentError
+from .manifest import Preset
 from .program import Branch, Program
 from .schedule import space_timesteps
 
@@ -37,17 +39,20 @@ class Planner:
         _, base = self._bundle.preset(preset)
         if steps is None:
             steps = base.encode_steps, base.decode_steps
-        encode_steps, decode_steps = steps if isinstance(steps, tuple) else (steps, steps)
+        pair = steps if isinstance(steps, tuple) else (steps, steps)
+        if len(pair) != 2:
+            raise ArgumentError(f"steps: found {pair!r}, expected a whole number, or (encode, decode)")
+        encode_steps, decode_steps = pair
         for n in (encode_steps, decode_steps):
             space_timesteps(base.spacing, n, self._schedule.timesteps)
         if sampler not in (None, *samplers.ETA):
             raise ArgumentError(f"sampler: found {sampler!r}, expected one of {', '.join(samplers.ETA)}")
         for name, value in (("t_edit", t_edit), ("t_boost", t_boost)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 0):
                 raise ArgumentError(f"{name}: found {value!r}, expected a timestep, a whole number of at least 0")
         own = {"sampler": sampler, "t_edit": t_edit, "t_boost": t_boost}
-        changes = {k: v for k, v in own.items() if v is not None}
-        return msgspec.structs.replace(base, encode_steps=encode_steps, decode_steps=decode_steps, **changes)
+        changes: dict[str, Any] = {k: v if k == "sampler" else int(v) for k, v in own.items() if v is not None}
+        return msgspec.structs.replace(base, encode_steps=int(encode_steps), decode_steps=int(decode_steps), **changes)
 
     def encode(self, plan: Preset) -> Program:
         """From the image to x_T. DiffAE's spacing ends at ᾱ = 0, the others at the last timestep."""
@@ -77,7 +82,9 @@ class Planner:
         """The latent DDIM over normalised z_sem: DiffAE's spacing, never clamped."""
         if self._latent_schedule is None:
             raise ArgumentError("sample: the bundle has no latent DDIM, so it cannot draw z_sem")
-        ts = space_timesteps("diffae", steps or plan.latent_steps or plan.decode_steps, self._latent_schedule.timesteps)
+        if steps is None:
+            steps = plan.decode_steps if plan.latent_steps is None else plan.latent_steps
+        ts = space_timesteps("diffae", steps, self._latent_schedule.timesteps)
         return Program.from_rows("latent", samplers.ddim(self._latent_schedule, ts))
 
     def program(self, kind: ProgramKind, plan: Preset, edit: Edit) -> Program:

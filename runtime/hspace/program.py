@@ -106,10 +106,18 @@ class Program:
             raise ProgramError(f"{path}: expected a program of format hspace-program-1 with the keys {sorted(keys)}")
         if found["columns"] != list(ROW.names or ()):
             raise ProgramError(f"{path}: expected the columns {', '.join(ROW.names or ())}")
+        kinds = [(int, float) if n in COEFFICIENTS else (int,) for n in ROW.names or ()]
         try:
+            for row in found["rows"]:
+                if not all(
+                    isinstance(v, k) and v is not True and v is not False for v, k in zip(row, kinds, strict=True)
+                ):
+                    raise ValueError
             table = np.array([tuple(row) for row in found["rows"]], dtype=ROW)
         except (TypeError, ValueError, OverflowError):
-            raise ProgramError(f"{path}: expected {len(ROW.names or ())} numbers in every row") from None
+            raise ProgramError(
+                f"{path}: expected {len(kinds)} numbers in every row, whole ones for the flags"
+            ) from None
         _check(str(path), table)
         table.flags.writeable = False
         return cls(str(found["name"]), table)
@@ -126,6 +134,8 @@ def _check(name: str, table: Rows) -> None:
     for column in COEFFICIENTS:
         if not np.isfinite(table[column]).all():
             raise ProgramError(f"{name}: column {column} has values that are not finite")
+    if (table["t"] < 0).any() or (table["sigma"] < 0).any():
+        raise ProgramError(f"{name}: columns t and sigma: expected values of at least 0")
     if not (table["alpha"] > 0).all():
         raise ProgramError(f"{name}: column alpha has values that are not positive; P divides by it")
     for column, largest in (("clip", 1), ("draws", 1), ("branch", max(Branch))):

@@ -1,4 +1,4 @@
-"""What the tests of refusals share: spoiling bundles, encoding files by hand, and seeing that nothing was left behind."""
+"""What the tests of refusals share: spoiled bundles, files encoded by hand, and seeing that nothing is left."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def refused(error: type[HspaceError], *fragments: str, unchanged: Path | None = 
         assert snapshot(unchanged) == before
 
 
-# --- bundles ----------------------------------------------------------------------------------------------
+# --- bundles ------------------------------------------------------------------------------------------
 
 
 def alter(folder: Path, change: Callable[[Json], object]) -> None:
@@ -61,7 +61,7 @@ def replace(folder: Path, key: str, data: bytes) -> str:
     return names[0]
 
 
-# --- protobuf, as ONNX is written in ------------------------------------------------------------------------
+# --- protobuf, as ONNX is written in ------------------------------------------------------------------
 
 
 def varint(value: int) -> bytes:
@@ -84,7 +84,7 @@ def model(graph: bytes = b"", rest: bytes = b"") -> bytes:
     return field(1, 9) + field(7, graph + field(2, "g")) + field(8, field(2, 17)) + rest
 
 
-# --- other formats -------------------------------------------------------------------------------------------
+# --- other formats ------------------------------------------------------------------------------------
 
 
 def png(width: int, height: int, depth: int, colour: int, pixels: bytes | None, *chunks: tuple[bytes, bytes]) -> bytes:

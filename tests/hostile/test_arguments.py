@@ -54,7 +54,7 @@ def test_idle_engine_notices_work(idle: Editor) -> None:
         idle.edit(IMAGES, {})
 
 
-# --- of both families -----------------------------------------------------------------------------------------------
+# --- of both families ---------------------------------------------------------------------------------
 
 BOTH: dict[str, tuple[Call, list[str]]] = {
     "unknown attribute": (lambda e: e.edit(IMAGES, {"blok": 1}), ["no attribute 'blok'", "did you mean block?"]),
@@ -63,13 +63,13 @@ BOTH: dict[str, tuple[Call, list[str]]] = {
     "attribute that is no text": (lambda e: e.edit(IMAGES, {3: 1}), ["no attribute '3'"]),
     "unknown among known": (lambda e: e.edit(IMAGES, {"block": 1, "blokk": 1}), ["no attribute 'blokk'"]),
     "unknown at strength 0": (lambda e: e.edit(IMAGES, {"blok": 0}), ["no attribute 'blok'"]),
-    "strength NaN": (lambda e: e.edit(IMAGES, {"block": NAN}), ["block: found strength nan, expected a finite"]),
-    "strength inf": (lambda e: e.edit(IMAGES, {"block": np.inf}), ["block: found strength inf, expected a finite"]),
+    "strength NaN": (lambda e: e.edit(IMAGES, {"block": NAN}), ["block: found strength nan, expected"]),
+    "strength inf": (lambda e: e.edit(IMAGES, {"block": np.inf}), ["block: found strength inf, expected"]),
     "strength -inf": (lambda e: e.edit(IMAGES, {"block": -np.inf}), ["block: found strength -inf, expected"]),
-    "strength True": (lambda e: e.edit(IMAGES, {"block": True}), ["block: found strength True, expected a finite"]),
-    "strength as text": (lambda e: e.edit(IMAGES, {"block": "1"}), ["block: found strength '1', expected a finite"]),
+    "strength True": (lambda e: e.edit(IMAGES, {"block": True}), ["block: found strength True, expected"]),
+    "strength as text": (lambda e: e.edit(IMAGES, {"block": "1"}), ["block: found strength '1', expected"]),
     "strength None": (lambda e: e.edit(IMAGES, {"block": None}), ["block: found strength None, expected"]),
-    "strength beyond floats": (lambda e: e.edit(IMAGES, {"block": 10**400}), ["block: found strength 1", "finite"]),
+    "strength beyond floats": (lambda e: e.edit(IMAGES, {"block": 10**400}), ["block: found strength 1", "expected"]),
     "strength beyond float32": (lambda e: e.edit(IMAGES, {"block": 1e300}), ["block: found strength 1e+300"]),
     "branches that do not mix": (
         lambda e: e.edit(IMAGES, {"block": 1, "haas": 1}),
@@ -80,7 +80,6 @@ BOTH: dict[str, tuple[Call, list[str]]] = {
     "edits as text": (lambda e: e.edit(IMAGES, "block"), ["edits: found str, expected a mapping"]),
     "edits of names": (lambda e: e.edit(IMAGES, ["block", "table"]), ["edits: found str, expected a mapping"]),
     "edits as a number": (lambda e: e.edit(IMAGES, 1.0), ["edits: found float"]),
-    "no edits": (lambda e: e.edit(IMAGES, None), ["edits: found NoneType"]),
     "steps 0": (lambda e: e.edit(IMAGES, {}, steps=0), ["steps: found 0, expected a whole number from 1 to 1000"]),
     "steps -1": (lambda e: e.encode(IMAGES, steps=-1), ["steps: found -1, expected a whole number from 1 to 1000"]),
     "steps 1001": (lambda e: e.edit(IMAGES, {}, steps=1001), ["steps: found 1001, expected a whole number from 1 to"]),
@@ -109,7 +108,7 @@ BOTH: dict[str, tuple[Call, list[str]]] = {
     ),
     "noise of another shape": (
         lambda e: e.edit(IMAGES, {}, steps=5, sampler="ddpm", noise=np.zeros((5, 1, 3, 8, 8), "f4")),
-        ["noise: found float32 [5, 1, 3, 8, 8], expected float32 [5, 2, 3, 8, 8]: the rows that draw, by image"],
+        ["noise: found float32 [5, 1, 3, 8, 8], expected float32 [5, 2, 3, 8, 8]"],
     ),
     "noise of another dtype": (
         lambda e: e.edit(IMAGES, {}, steps=5, sampler="ddpm", noise=np.zeros((5, 2, 3, 8, 8))),
@@ -131,7 +130,7 @@ def test_both_families(name: str, idle: Editor) -> None:
         call(idle)
 
 
-# --- of one family ----------------------------------------------------------------------------------------------------
+# --- of one family ------------------------------------------------------------------------------------
 
 DIFFAE: dict[str, tuple[Call, type[hspace.HspaceError], list[str]]] = {
     "steps that no stride gives": (
@@ -234,7 +233,11 @@ DIFFAE: dict[str, tuple[Call, type[hspace.HspaceError], list[str]]] = {
     "vary: no latent": (lambda e: e.vary(IMAGES, 1), ArgumentError, ["latent: found ndarray"]),
 }
 ASYRP: dict[str, tuple[Call, type[hspace.HspaceError], list[str]]] = {
-    "one step of inversion": (lambda e: e.encode(IMAGES, steps=1), ArgumentError, ["steps: found 1, expected at least"]),
+    "one step of inversion": (
+        lambda e: e.encode(IMAGES, steps=1),
+        ArgumentError,
+        ["steps: found 1, expected at least"],
+    ),
     "attribute of z_sem": (lambda e: e.edit(IMAGES, {"smile": 1}), ArgumentError, ["no attribute 'smile'"]),
     "vary": (lambda e: e.vary(latent(d=None), 2), ArgumentError, ["vary: the model has no z_sem"]),
     "classify": (lambda e: e.classify(IMAGES), ArgumentError, ["classify: the bundle has no z_direction attributes"]),
@@ -283,7 +286,7 @@ def test_sample_without_a_latent_network(null_folder: Path) -> None:
         editor.sample(1)
 
 
-# --- open ---------------------------------------------------------------------------------------------------------------
+# --- open ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

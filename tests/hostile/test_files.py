@@ -12,6 +12,7 @@ import pytest
 from hspace import Editor, Latent, Program
 from hspace.errors import ArgumentError, LatentError, OutputError, ProgramError
 from hspace.image import save_image
+from hspace.program import ROW64
 from safetensors import numpy as library
 
 from .helpers import refused, safetensors, snapshot
@@ -95,7 +96,7 @@ def test_latent_of_lists() -> None:
         Latent(X.tolist())
 
 
-# --- programs -------------------------------------------------------------------------------------------------------
+# --- programs -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -125,13 +126,13 @@ PROGRAMS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a number too many": (lambda p: p["rows"][1].append(0), NUMBERS),
     "rows that are none": (lambda p: p.update(rows=5), NUMBERS),
     "rows of numbers": (lambda p: p.update(rows=[1, 2]), NUMBERS),
-    "null": (row("alpha", None), "column alpha"),
+    "null": (row("alpha", None), NUMBERS),
     "word": (row("alpha", "one"), NUMBERS),
     "number as text": (row("alpha", "0.5"), NUMBERS),
     "list as number": (row("alpha", [0.5]), NUMBERS),
     "timestep that is not whole": (row("t", 1.5), NUMBERS),
     "timestep beyond int32": (row("t", 2**31), NUMBERS),
-    "timestep below zero": (row("t", -1), "column t"),
+    "timestep below zero": (row("t", -1), "column"),
     "clip beyond uint8": (row("clip", 256), NUMBERS),
     "clip below zero": (row("clip", -1), NUMBERS),
     "clip 2": (row("clip", 2), "column clip has values above 1"),
@@ -187,19 +188,13 @@ def test_program_that_cannot_be_read(where: str, fragment: str, tmp_path: Path) 
         Program.load(tmp_path / where)
 
 
-# --- outputs ------------------------------------------------------------------------------------------------------------
+# --- outputs ------------------------------------------------------------------------------------------
 
 WRITERS: dict[str, Callable[[Path], object]] = {
     "x.png": lambda p: save_image(p, np.zeros((8, 8, 3), np.uint8)),
     "x.safetensors": lambda p: Latent(X, Z).save(p),
-    "x.json": lambda p: Program.from_rows("p", np.ones(1, _rows())).save(p),
+    "x.json": lambda p: Program.from_rows("p", np.ones(1, ROW64)).save(p),
 }
-
-
-def _rows() -> np.dtype[Any]:
-    from hspace.program import ROW64
-
-    return ROW64
 
 
 @pytest.mark.parametrize("name", WRITERS)

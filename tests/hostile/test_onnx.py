@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
 import hspace
+import numpy as np
 import pytest
 from hspace.bundle import Bundle
 from hspace.errors import BundleError
@@ -79,7 +81,7 @@ def test_external_data_in_a_bundle(place: str, engine: str, null_folder: Path) -
 @pytest.mark.parametrize("place", ["initializer", "attribute", "subgraph"])
 def test_external_data_as_onnx_writes_it(place: str) -> None:
     onnx = pytest.importorskip("onnx")
-    tensor = onnx.numpy_helper.from_array(__import__("numpy").zeros(4, dtype="float32"), "w")
+    tensor = onnx.numpy_helper.from_array(np.zeros(4, np.float32), "w")
     y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [4])
     constant = onnx.helper.make_node("Constant", [], ["y"], value=tensor)
     if place == "initializer":
@@ -100,9 +102,7 @@ def test_external_data_as_onnx_writes_it(place: str) -> None:
 
 
 WHOLE = model(field(5, PLAIN) + field(1, attribute(5, PLAIN)))
-deep = b""
-for _ in range(100):
-    deep = field(1, attribute(6, deep))
+DEEP = functools.reduce(lambda graph, _: field(1, attribute(6, graph)), range(100), b"")
 NOT_ONNX = {
     "empty": b"",
     "text": b"this is not protobuf",
@@ -118,7 +118,7 @@ NOT_ONNX = {
     "field number 0": WHOLE + b"\x00\x00",
     "no graph": field(1, 9) + field(8, field(2, 17)),
     "no ir_version": field(7, field(2, "g")),
-    "nested beyond any use": model(deep),
+    "nested beyond any use": model(DEEP),
 }
 
 
@@ -151,6 +151,6 @@ def wide_tag(number: int, data: bytes) -> bytes:
     ids=["initializer", "external_data", "tag of 10 bytes"],
 )
 def test_tag_beyond_32_bits(data: bytes) -> None:
-    """A tag has 32 bits. One that has more must not hide a field from the scan that a parser then finds."""
+    """A tag has 32 bits. ONNX Runtime's parser drops any beyond, so they must not hide a field from the scan."""
     with refused(BundleError, "trunk.onnx: "):
         check_onnx(data, "trunk.onnx")

@@ -9,9 +9,9 @@ from pathlib import Path
 import hspace
 import numpy as np
 import pytest
-from safetensors import numpy as library
 from hspace.errors import BundleError
 from hspace.tensors import read_tensors
+from safetensors import numpy as library
 
 from .helpers import refused, replace, safetensors
 
@@ -56,7 +56,7 @@ def test_bytes(name: str, key: str, null_folder: Path) -> None:
         hspace.open(null_folder, engine="null")
 
 
-# --- values -----------------------------------------------------------------------------------------------------
+# --- values -------------------------------------------------------------------------------------------
 
 
 def with_nan(name: str, value: float = np.nan) -> Callable[[Arrays], object]:

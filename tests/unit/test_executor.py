@@ -54,7 +54,7 @@ def random_program(seed: int, rows: int = 5, branch: Branch = Branch.NONE) -> Pr
     table = np.zeros(rows, dtype=ROW64)
     for name in COEFFICIENTS:
         table[name] = rng.uniform(-1, 1, rows)
-    table["alpha"] = rng.uniform(0.5, 1, rows)
+    table["alpha"], table["sigma"] = rng.uniform(0.5, 1, rows), rng.uniform(0, 1, rows)
     table["t"] = rng.integers(0, 1000, rows)
     table["clip"], table["draws"] = rng.integers(0, 2, rows), rng.integers(0, 2, rows)
     table["c_noise"] *= table["draws"]

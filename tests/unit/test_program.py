@@ -25,7 +25,7 @@ def test_a_file_keeps_every_bit(program: Program, tmp_path: Path) -> None:
     rows = np.zeros(50, dtype=ROW64)
     for name in COEFFICIENTS:
         rows[name] = np.exp(rng.uniform(-40, 40, 50)) * rng.choice([-1, 1], 50)
-    rows["alpha"] = np.abs(rows["alpha"])
+    rows["alpha"], rows["sigma"] = np.abs(rows["alpha"]), np.abs(rows["sigma"])
     for p in (program, Program.from_rows("random", rows)):
         p.save(tmp_path / "p.json")
         loaded = Program.load(tmp_path / "p.json")

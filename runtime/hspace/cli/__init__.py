@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
+import warnings
 
 import click
 
@@ -37,7 +39,7 @@ class _Lazy(click.Group):
         module, attribute, _ = _COMMANDS[cmd_name]
         try:
             command: click.Command = getattr(importlib.import_module(module), attribute)
-        except ModuleNotFoundError as e:
+        except ImportError as e:
             if module in _EXTRA:
                 raise click.ClickException(
                     f"hspace {cmd_name} needs the package {e.name}: pip install 'hspace[{_EXTRA[module]}]'"
@@ -65,6 +67,10 @@ def hspace() -> None:
 
 def main() -> None:
     """Runs the command line: errors are one line on stderr, with an exit code of their own."""
+    warnings.filterwarnings("ignore", module="PIL")  # what it warns of, our own errors say
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may not know ε
     try:
         hspace.main(standalone_mode=False)
     except HspaceError as e:
@@ -79,8 +85,11 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+    except OSError as e:
+        _fail(f"{e.filename}: {e.strerror}" if e.filename else str(e.strerror), 1)
 
 
 def _fail(message: str, code: int) -> None:
-    click.echo(f"hspace: error: {message}", err=True)
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+    click.echo(f"hspace: error: {shown}", err=True)
     sys.exit(code)

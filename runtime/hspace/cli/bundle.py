@@ -14,6 +14,7 @@ from ..attributes import check_names, compile_edit, read_attribute, summary
 from ..bundle import Bundle
 from ..editor import Editor
 from ..engines import AUTO_ORDER, ENGINES, open_engine, unavailable
+from ..errors import OutputError
 from ..plans import Planner
 from . import common
 
@@ -25,18 +26,18 @@ folder = click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--program", type=click.Choice(["encode", "decode", "edit", "latent"]), help="Print this program's table."
 )
-@click.option("--set", "strengths", type=common.Strength(), multiple=True, help="The edit that the program is for.")
+@common.strength_option
 @common.running
-@click.option("--t-edit", type=int, help="Inject Δh at timesteps from here up.")
-@click.option("--t-boost", type=int, help="Add noise at timesteps below.")
-@click.option("--sampler", help="ddim or ddpm.")
+@common.phases
 @click.option("--save", type=click.Path(path_type=Path), help="Write the program to a file as well.")
+@click.option("--force", is_flag=True, help="Replace a file that exists.")
 @common.as_json
 def info(
     bundle: Path,
     program: Any,
     strengths: list[tuple[str, float]],
     save: Path | None,
+    force: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -50,16 +51,19 @@ def info(
     """
     opened = Bundle(bundle)
     if program is None:
-        if save is not None:
-            raise click.UsageError("--save needs --program")
+        if save is not None or strengths or any(v is not None for v in options.values()):
+            raise click.UsageError("--set, --save and the options of a run need --program")
         found = msgspec.to_builtins(opened.manifest)
         common.emit(as_json, found, _describe(opened))
         return
     planner, edits = Planner(opened), common.strengths_of(strengths)
     check_names(edits, opened.manifest.attributes, "--set")
-    edit = compile_edit(edits, {name: read_attribute(opened, name) for name in edits})
-    table = planner.program(program, planner.plan(**options), edit)
+    plan = planner.plan(**options)
+    edit = compile_edit(edits, {name: read_attribute(opened, name) for name in edits}, plan.decode_steps)
+    table = planner.program(program, plan, edit)
     if save is not None:
+        if save.exists() and not force:
+            raise OutputError(f"{save}: exists already (--force replaces it)")
         table.save(save)
     names = table.rows.dtype.names or ()
     rows = [{n: r[n].item() for n in names} for r in table.rows]
@@ -89,7 +93,7 @@ def _describe(bundle: Bundle) -> str:
         cells = ["-" if getattr(p, c) is None else str(getattr(p, c)) for c in columns]
         rows.append([f"{name} (default)" if name == m.default_preset else name, *cells])
     lines += [common.table(["preset", *columns], rows), ""]
-    lines.append(f"made by {m.provenance.exporter}, from " + ", ".join(m.provenance.sources))
+    lines.append(f"made by {m.provenance.exporter}, from " + ", ".join(s.file for s in m.provenance.sources.values()))
     return "\n".join(lines)
 
 
@@ -105,8 +109,8 @@ def verify(bundle: Path, engine: str, as_json: bool) -> None:
       hspace verify bundles/avatars32
     """
     opened = Bundle(bundle)
-    files = dict(opened.verify())
-    editor = Editor(opened, open_engine(engine, opened))
+    editor = Editor(opened, open_engine(engine, opened))  # which reads every file, each checked as it is read
+    files = {entry.file: entry.bytes for _, entry in opened.manifest.files()}
     total = sum(files.values()) / 2**20
     lines = [f"ok  {name}  {size} bytes" for name, size in files.items()]
     lines.append(f"{bundle}: {len(files)} files, {total:.1f} MiB, sound; loaded by engine {editor.engine.name}")

@@ -6,17 +6,20 @@ import functools
 import glob
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+import numpy as np
+from numpy.typing import NDArray
 
 from ..editor import Editor, OnStep, Step
 from ..editor import open as open_bundle
-from ..errors import ArgumentError, ImageError, OutputError
-from ..image import SUFFIXES
+from ..errors import ArgumentError, HspaceError, ImageError, OutputError
+from ..image import SUFFIXES, WRITABLE, save_image
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -51,15 +54,16 @@ running = stack(
     click.option("--preset", help="One of the bundle's presets. [default: the bundle's default]"),
     click.option("--steps", type=int, help="Steps, instead of the preset's."),
 )
-editing = stack(
-    click.option(
-        "--set", "strengths", type=Strength(), multiple=True, help="An attribute's strength; may be repeated."
-    ),
+strength_option = click.option(
+    "--set", "strengths", type=Strength(), multiple=True, help="An attribute's strength; may be repeated."
+)
+phases = stack(
     click.option("--t-edit", type=int, help="Inject Δh at timesteps from here up."),
     click.option("--t-boost", type=int, help="Add noise at timesteps below."),
     click.option("--sampler", help="ddim or ddpm."),
-    click.option("--seed", type=int, default=0, show_default=True, help="Of whatever is drawn."),
 )
+seeding = click.option("--seed", type=int, default=0, show_default=True, help="Of whatever is drawn.")
+editing = stack(strength_option, phases, seeding)
 writing = stack(
     click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="A file, or a folder."),
     click.option("--force", is_flag=True, help="Replace outputs that exist."),
@@ -82,7 +86,9 @@ def strengths_of(pairs: Sequence[tuple[str, float]]) -> dict[str, float]:
     return found
 
 
-def expand(inputs: Sequence[str], suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
+def expand(
+    inputs: Sequence[str], suffixes: Sequence[str] = SUFFIXES, error: type[HspaceError] = ImageError
+) -> list[Path]:
     """Files, folders (their files of those suffixes) and glob patterns, as files, in order."""
     found: list[Path] = []
     for text in inputs:
@@ -90,50 +96,98 @@ def expand(inputs: Sequence[str], suffixes: Sequence[str] = SUFFIXES) -> list[Pa
         if path.is_dir():
             inside = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith("."))
             if not inside:
-                raise ImageError(f"{path}: a folder without files of the kinds {', '.join(suffixes)}")
+                raise error(f"{path}: a folder without files of the kinds {', '.join(suffixes)}")
             found += inside
         elif not path.exists() and glob.has_magic(text):
             matched = sorted(Path(p) for p in glob.glob(text, recursive=True))
             if not matched:
-                raise ImageError(f"{text}: matches no file")
+                raise error(f"{text}: matches no file")
             found += matched
         else:
             if not path.is_file():
-                raise ImageError(f"{path}: no such file")
+                raise error(f"{path}: no such file")
             found.append(path)
     return found
 
 
-def plan_outputs(
-    inputs: Sequence[Path], output: Path, suffix: str, force: bool
-) -> tuple[list[tuple[Path, Path]], list[Path]]:
-    """(input, output) of what is to be made, and the outputs that exist and are kept.
+LATENT_SUFFIX = ".safetensors"
 
-    One input and an output with a suffix: that file. Otherwise `output` is a folder, made where it is missing, and
-    results are named after their inputs. A single file that exists is an error; in a folder it is kept and skipped.
+
+@dataclass(frozen=True)
+class Job:
+    """One input of a command. number: its place among all inputs, which is its number for the noise."""
+
+    number: int
+    source: Path
+    target: Path
+
+
+def is_file_name(output: Path, suffixes: Iterable[str]) -> bool:
+    """Whether `output` names a file of those kinds; else it is a folder. Another known suffix is an error."""
+    suffix = output.suffix.lower()
+    if suffix in suffixes and not output.is_dir():
+        if not output.parent.is_dir():
+            raise OutputError(f"{output}: there is no folder {output.parent}")
+        return True
+    if suffix in (*SUFFIXES, LATENT_SUFFIX) and not output.is_dir():
+        raise ArgumentError(
+            f"{output}: found the suffix {suffix!r}, expected one of {', '.join(suffixes)}, or a folder"
+        )
+    return False
+
+
+def plan_outputs(
+    inputs: Sequence[Path], output: Path, suffixes: Sequence[str], force: bool
+) -> tuple[list[Job], list[Path]]:
+    """What is to be made, and the outputs that exist and are kept. Makes nothing itself.
+
+    Where `output` has one of `suffixes` it is the one input's file; else it is a folder, and results are named after
+    their inputs with the first suffix. A single output that exists is an error; in a folder it is kept and skipped.
     """
-    if len(inputs) == 1 and output.suffix and not output.is_dir():
-        pairs = [(inputs[0], output)]
+    if is_file_name(output, suffixes):
+        if len(inputs) != 1:
+            raise ArgumentError(f"{output}: found {len(inputs)} inputs for one file, expected a folder")
+        jobs = [Job(0, inputs[0], output)]
     else:
-        pairs = [(i, output / f"{i.stem}{suffix}") for i in inputs]
-        names: dict[Path, Path] = {}
-        for source, target in pairs:
-            if target in names:
-                raise ArgumentError(f"{names[target]} and {source} would both become {target}")
-            names[target] = source
-        make_folder(output)
-    sources = {i.resolve() for i in inputs}
-    for _, target in pairs:
-        if target.resolve() in sources:
-            raise OutputError(f"{target}: the output is an input")
-    kept = [t for _, t in pairs if t.exists() and not force]
-    if kept and len(pairs) == 1:
+        jobs = [Job(n, i, output / f"{i.stem}{suffixes[0]}") for n, i in enumerate(inputs)]
+    makers: dict[Path, Path] = {}
+    for job in jobs:
+        if job.target in makers:
+            raise ArgumentError(f"{makers[job.target]} and {job.source} would both become {job.target}")
+        makers[job.target] = job.source
+    refuse_inputs([j.target for j in jobs], inputs)
+    kept = [j.target for j in jobs if j.target.exists() and not force]
+    if kept and len(jobs) == 1:
         raise OutputError(f"{kept[0]}: exists already (--force replaces it)")
-    return [(i, t) for i, t in pairs if t not in kept], kept
+    return [j for j in jobs if j.target not in kept], kept
+
+
+def refuse_inputs(targets: Sequence[Path], sources: Sequence[Path]) -> None:
+    """No output may be an input, --force or not."""
+    resolved = {s.resolve() for s in sources}
+    for target in targets:
+        if target.resolve() in resolved:
+            raise OutputError(f"{target}: the output is an input")
+
+
+def plan_series(output: Path, count: int, force: bool, sources: Sequence[Path]) -> list[Path]:
+    """Where `count` images go: one strip, or numbered files in a folder. Nothing that exists is replaced unasked."""
+    targets = [output] if is_file_name(output, WRITABLE) else [output / f"{i:04d}.png" for i in range(count)]
+    refuse_inputs(targets, sources)
+    for target in targets:
+        if target.exists() and not force:
+            raise OutputError(f"{target}: exists already (--force replaces it)")
+    return targets
+
+
+def save(target: Path, pixels: NDArray[np.uint8]) -> None:
+    """Writes an image, in a folder that is made where it is missing."""
+    make_folder(target.parent)
+    save_image(target, pixels)
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder for outputs."""
+    """Makes a folder for outputs, when the first of them is there to be written."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -168,8 +222,13 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def emit(as_json: bool, found: dict[str, Any], text: str) -> None:
-    """Prints one or the other."""
-    click.echo(json.dumps(found, indent=1) if as_json else text)
+    """Prints one or the other. A bundle's texts are not ours, so nothing that steers a terminal gets through."""
+    click.echo(json.dumps(found, indent=1) if as_json else printable(text))
+
+
+def printable(text: str) -> str:
+    """`text` with everything that is neither printable nor a line break written as an escape."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def wrote(as_json: bool, outputs: Sequence[Path], kept: Sequence[Path], seconds: float, editor: Editor) -> None:

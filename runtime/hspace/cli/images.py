@@ -12,12 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..editor import Editor
-from ..errors import ArgumentError, OutputError
-from ..image import SUFFIXES, save_image
+from ..errors import LatentError
+from ..image import WRITABLE, check_files
 from ..latent import Latent
 from . import common
 
-LATENT_SUFFIX = ".safetensors"
 inputs = click.argument("inputs", nargs=-1, required=True)
 
 
@@ -51,20 +50,22 @@ def edit(
       hspace edit photos/ -b bundles/avatars32 --set Beard=0.4 --set Dark_Skin=-0.2 -o edited/
       hspace edit 'photos/*.jpg' -b faces --set smile=1 --resize --steps 20 -o edited/
     """
-    pairs, kept = common.plan_outputs(common.expand(inputs), output, ".png", force)
+    jobs, kept = common.plan_outputs(common.expand(inputs), output, list(WRITABLE), force)
     editor, edits = common.open_editor(options), common.strengths_of(strengths)
+    check_files([j.source for j in jobs], editor.size, resize=options["resize"])
     both: int | tuple[int, int] | None = steps
     if encode_steps is not None:
         preset = editor.bundle.preset(options["preset"])[1]
         both = (encode_steps, preset.decode_steps if steps is None else steps)
     start = time.perf_counter()
-    chunks = list(common.groups(pairs, editor.batch_size))
+    chunks = list(common.groups(jobs, editor.batch_size))
     with common.progress("edit", len(chunks)) as on_step:
         for chunk in chunks:
-            images = editor.edit([i for i, _ in chunk], edits, steps=both, on_step=on_step, **options)
-            for (_, target), pixels in zip(chunk, images, strict=True):
-                save_image(target, pixels)
-    common.wrote(as_json, [t for _, t in pairs], kept, time.perf_counter() - start, editor)
+            sources, numbers = [j.source for j in chunk], [j.number for j in chunk]
+            images = editor.edit(sources, edits, steps=both, image_numbers=numbers, on_step=on_step, **options)
+            for job, pixels in zip(chunk, images, strict=True):
+                common.save(job.target, pixels)
+    common.wrote(as_json, [j.target for j in jobs], kept, time.perf_counter() - start, editor)
 
 
 @click.command()
@@ -82,16 +83,18 @@ def encode(inputs: Sequence[str], output: Path, force: bool, as_json: bool, **op
       hspace encode face.png -b bundles/avatars32 -o face.safetensors
       hspace encode photos/ -b bundles/avatars32 --steps 100 -o latents/
     """
-    pairs, kept = common.plan_outputs(common.expand(inputs), output, LATENT_SUFFIX, force)
+    jobs, kept = common.plan_outputs(common.expand(inputs), output, [common.LATENT_SUFFIX], force)
     editor = common.open_editor(options)
+    check_files([j.source for j in jobs], editor.size, resize=options["resize"])
     start = time.perf_counter()
-    chunks = list(common.groups(pairs, editor.batch_size))
+    chunks = list(common.groups(jobs, editor.batch_size))
     with common.progress("encode", len(chunks)) as on_step:
         for chunk in chunks:
-            latents = editor.encode([i for i, _ in chunk], on_step=on_step, **options)
-            for (_, target), latent in zip(chunk, latents, strict=True):
-                latent.save(target)
-    common.wrote(as_json, [t for _, t in pairs], kept, time.perf_counter() - start, editor)
+            latents = editor.encode([j.source for j in chunk], on_step=on_step, **options)
+            for job, latent in zip(chunk, latents, strict=True):
+                common.make_folder(job.target.parent)
+                latent.save(job.target)
+    common.wrote(as_json, [j.target for j in jobs], kept, time.perf_counter() - start, editor)
 
 
 @click.command()
@@ -116,16 +119,19 @@ def decode(
       hspace decode face.safetensors -b bundles/avatars32 --set Blond_Hair=0.5 -o blond.png
       hspace decode latents/ -b bundles/avatars32 -o images/
     """
-    pairs, kept = common.plan_outputs(common.expand(inputs, [LATENT_SUFFIX]), output, ".png", force)
+    files = common.expand(inputs, [common.LATENT_SUFFIX], LatentError)
+    jobs, kept = common.plan_outputs(files, output, list(WRITABLE), force)
     editor, edits = common.open_editor(options), common.strengths_of(strengths)
     start = time.perf_counter()
-    with common.progress("decode", len(pairs)) as on_step:
-        for source, target in pairs:
-            latent = Latent.load(source)
-            if len(latent) != 1:
-                raise ArgumentError(f"{source}: holds {len(latent)} images, expected 1")
-            save_image(target, editor.decode(latent, edits, on_step=on_step, **options)[0])
-    common.wrote(as_json, [t for _, t in pairs], kept, time.perf_counter() - start, editor)
+    chunks = list(common.groups(jobs, editor.batch_size))
+    with common.progress("decode", len(chunks)) as on_step:
+        for chunk in chunks:
+            latents = [_load_latent(j.source) for j in chunk]
+            numbers = [j.number for j in chunk]
+            images = editor.decode(Latent.stack(latents), edits, image_numbers=numbers, on_step=on_step, **options)
+            for job, pixels in zip(chunk, images, strict=True):
+                common.save(job.target, pixels)
+    common.wrote(as_json, [j.target for j in jobs], kept, time.perf_counter() - start, editor)
 
 
 @click.command()
@@ -134,11 +140,20 @@ def decode(
 @common.opening
 @common.running
 @click.option("--frames", type=int, default=8, show_default=True, help="How many, both ends included.")
+@common.editing
 @common.resizing
 @common.writing
 @common.as_json
 def interpolate(
-    first: str, second: str, frames: int, resize: bool, output: Path, force: bool, as_json: bool, **options: Any
+    first: str,
+    second: str,
+    frames: int,
+    strengths: Sequence[tuple[str, float]],
+    resize: bool,
+    output: Path,
+    force: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Images between two images or latents: z_sem linear, x_T spherical.
 
@@ -149,12 +164,12 @@ def interpolate(
       hspace interpolate a.png b.png -b bundles/avatars32 -o between.png
       hspace interpolate a.safetensors b.png -b bundles/avatars32 --frames 24 -o frames/
     """
-    targets = _series(output, frames, force, [Path(first), Path(second)])
-    editor = common.open_editor(options)
+    targets = common.plan_series(output, frames, force, [Path(first), Path(second)])
+    editor, edits = common.open_editor(options), common.strengths_of(strengths)
     start = time.perf_counter()
     a, b = (_latent(editor, path, resize, options) for path in (first, second))
     with common.progress("interpolate") as on_step:
-        images = editor.interpolate(a, b, frames, on_step=on_step, **options)
+        images = editor.interpolate(a, b, frames, edits=edits, on_step=on_step, **options)
     _save_series(targets, images)
     common.wrote(as_json, targets, [], time.perf_counter() - start, editor)
 
@@ -170,7 +185,6 @@ def interpolate(
 def sample(
     count: int,
     strengths: Sequence[tuple[str, float]],
-    seed: int,
     output: Path,
     force: bool,
     as_json: bool,
@@ -184,11 +198,11 @@ def sample(
     Examples:
       hspace sample 16 -b bundles/avatars32 --seed 7 -o samples/
     """
-    targets = _series(output, count, force, [])
+    targets = common.plan_series(output, count, force, [])
     editor, edits = common.open_editor(options), common.strengths_of(strengths)
     start = time.perf_counter()
     with common.progress("sample") as on_step:
-        images = editor.sample(count, edits=edits, seed=seed, on_step=on_step, **options)
+        images = editor.sample(count, edits=edits, on_step=on_step, **options)
     _save_series(targets, images)
     common.wrote(as_json, targets, [], time.perf_counter() - start, editor)
 
@@ -198,12 +212,19 @@ def sample(
 @common.opening
 @common.running
 @click.option("--count", type=int, default=8, show_default=True, help="How many variations.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the x_T that are drawn.")
+@common.editing
 @common.resizing
 @common.writing
 @common.as_json
 def vary(
-    source: str, count: int, seed: int, resize: bool, output: Path, force: bool, as_json: bool, **options: Any
+    source: str,
+    count: int,
+    strengths: Sequence[tuple[str, float]],
+    resize: bool,
+    output: Path,
+    force: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Variations of an image or latent: its z_sem kept, x_T drawn anew.
 
@@ -213,12 +234,12 @@ def vary(
     Examples:
       hspace vary face.png -b bundles/avatars32 --count 4 -o varied.png
     """
-    targets = _series(output, count, force, [Path(source)])
-    editor = common.open_editor(options)
+    targets = common.plan_series(output, count, force, [Path(source)])
+    editor, edits = common.open_editor(options), common.strengths_of(strengths)
     start = time.perf_counter()
     latent = _latent(editor, source, resize, options)
     with common.progress("vary") as on_step:
-        images = editor.vary(latent, count, seed=seed, on_step=on_step, **options)
+        images = editor.vary(latent, count, edits=edits, on_step=on_step, **options)
     _save_series(targets, images)
     common.wrote(as_json, targets, [], time.perf_counter() - start, editor)
 
@@ -238,11 +259,13 @@ def classify(inputs: Sequence[str], resize: bool, as_json: bool, **options: Any)
     """
     files = common.expand(inputs)
     editor = common.open_editor(options)
+    check_files(files, editor.size, resize=resize)
     scores = np.concatenate(
         [editor.classify(chunk, resize=resize) for chunk in common.groups(files, editor.batch_size)]
     )
     found = {
-        str(f): dict(zip(editor.classes, map(float, row), strict=True)) for f, row in zip(files, scores, strict=True)
+        "classes": editor.classes,
+        "images": [{"file": str(f), "logits": [float(v) for v in row]} for f, row in zip(files, scores, strict=True)],
     }
     rows = [[str(f), *(f"{s:.2f}" for s in row)] for f, row in zip(files, scores, strict=True)]
     common.emit(as_json, found, common.table(["file", *editor.classes], rows))
@@ -250,29 +273,20 @@ def classify(inputs: Sequence[str], resize: bool, as_json: bool, **options: Any)
 
 def _latent(editor: Editor, path: str, resize: bool, options: dict[str, Any]) -> Latent:
     """A latent's file, or an image, encoded with the command's own options."""
-    if Path(path).suffix == LATENT_SUFFIX:
-        return Latent.load(path)
+    if Path(path).suffix == common.LATENT_SUFFIX:
+        return _load_latent(Path(path))
     return editor.encode(path, resize=resize, preset=options["preset"], steps=options["steps"])
 
 
-def _series(output: Path, count: int, force: bool, sources: Sequence[Path]) -> list[Path]:
-    """Where `count` images go: one strip, or numbered files in a folder. Nothing that exists is replaced unasked."""
-    if output.suffix.lower() in SUFFIXES:
-        targets = [output]
-    else:
-        common.make_folder(output)
-        targets = [output / f"{i:04d}.png" for i in range(count)]
-    for target in targets:
-        if target.resolve() in {s.resolve() for s in sources}:
-            raise OutputError(f"{target}: the output is an input")
-        if target.exists() and not force:
-            raise OutputError(f"{target}: exists already (--force replaces it)")
-    return targets
+def _load_latent(path: Path) -> Latent:
+    latent = Latent.load(path)
+    if len(latent) != 1:
+        raise LatentError(f"{path}: holds {len(latent)} images, expected 1")
+    return latent
 
 
 def _save_series(targets: list[Path], images: NDArray[np.uint8]) -> None:
-    if len(targets) == 1:
-        save_image(targets[0], np.concatenate(list(images), axis=1))
-        return
-    for target, pixels in zip(targets, images, strict=True):
-        save_image(target, pixels)
+    """All images, or one strip of them."""
+    each = images if len(targets) == len(images) else [np.concatenate(list(images), axis=1)]
+    for target, pixels in zip(targets, each, strict=True):
+        common.save(target, pixels)

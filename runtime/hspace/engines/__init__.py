@@ -60,6 +60,6 @@ def open_engine(name: str, bundle: Bundle, threads: int | None = None) -> Engine
 
 
 def _module(name: str) -> Any:
-    if name not in ENGINES:
+    if not isinstance(name, str) or name not in ENGINES:
         raise EngineError(f"engine: found {name!r}, expected auto, {', '.join(ENGINES)}")
     return importlib.import_module(ENGINES[name])

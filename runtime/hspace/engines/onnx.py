@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle import Bundle, Component
+from ..bundle import Bundle
 from ..errors import BundleError, EngineError
+from ..manifest import Component
 
 _DTYPES = {"float32": "float", "float16": "float16", "int32": "int32", "int64": "int64"}
 
 
 def unavailable() -> str | None:
-    """Whether onnxruntime is there."""
-    if importlib.util.find_spec("onnxruntime") is None:
+    """Whether onnxruntime is there, and loads."""
+    try:
+        import onnxruntime  # noqa: F401
+    except ModuleNotFoundError:
         return "the package onnxruntime is not installed"
+    except ImportError:
+        return "the package onnxruntime is installed but does not load"
     return None
 
 
@@ -69,9 +73,14 @@ def _check_signature(session: Any, spec: Component, where: str) -> None:
         ("inputs", spec.inputs, session.get_inputs()),
         ("outputs", spec.outputs, session.get_outputs()),
     ):
-        expected = {t.name: (f"tensor({_DTYPES[t.dtype]})", len(t.shape)) for t in declared}
-        actual = {t.name: (t.type, len(t.shape)) for t in found}
+        expected = {t.name: (f"tensor({_DTYPES[t.dtype]})", _fixed(t.shape)) for t in declared}
+        actual = {t.name: (t.type, _fixed(t.shape)) for t in found}
         if expected != actual:
             raise BundleError(
                 f"{where}: {kind}: found {sorted(actual)}, expected what the manifest says: {sorted(expected)}"
             )
+
+
+def _fixed(shape: list[Any]) -> list[int | None]:
+    """A shape with its batch dimensions, which have names, left open."""
+    return [d if isinstance(d, int) else None for d in shape]

@@ -55,8 +55,8 @@ class Batch:
         self.end = ends[index]
         self.row = self.end - np.array([len(p) for p in self.programs])
         self.x_0 = np.zeros_like(self.x)
-        if self.x_prev is None and self.table["c_x_prev"].any():
-            self.x_prev = self.x
+        if self.x_prev is not None or self.table["c_x_prev"].any():
+            self.x_prev = np.array(self.x if self.x_prev is None else self.x_prev)
 
     @property
     def active(self) -> NDArray[np.int64]:

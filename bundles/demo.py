@@ -1,0 +1,63 @@
+"""Edits an example image along several attributes of the shipped model, and writes a before/after strip.
+
+    python bundles/demo.py [IMAGE] [OUTPUT]
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+import hspace
+from hspace.image import load_images, save_image, to_uint8
+
+HERE = Path(__file__).parent
+EDITS: list[dict[str, float]] = [
+    {},
+    {"Dark_Skin": 0.5},
+    {"Dark_Skin": -0.6},
+    {"Blond_Hair": 0.9},
+    {"Blond_Hair": -0.5},
+    {"Blond_Hair": 0.6, "Dark_Skin": -0.3},
+]
+SCALE, MARGIN, TEXT = 5, 8, 30
+
+
+def label(edits: dict[str, float]) -> str:
+    return "\n".join(f"{name} {value:+.1f}" for name, value in edits.items()) or "decoded"
+
+
+def main() -> None:
+    image = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "images" / "avatar016.png"
+    output = Path(sys.argv[2]) if len(sys.argv) > 2 else HERE.parent / "out" / "demo.png"
+    start = time.perf_counter()
+    editor = hspace.open(HERE / "avatars32")
+    opened = time.perf_counter()
+    latent = editor.encode(image)
+    encoded = time.perf_counter()
+    # one encode serves all edits, and the edits share every network evaluation of one batch
+    repeated = hspace.Latent.stack([latent] * len(EDITS))
+    edited = editor.decode(repeated, EDITS)
+    done = time.perf_counter()
+
+    pictures = [to_uint8(load_images(image, editor.size))[0], *edited]
+    tile = editor.size * SCALE
+    sheet = Image.new("RGB", ((tile + MARGIN) * len(pictures) + MARGIN, tile + TEXT + 2 * MARGIN), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (pixels, text) in enumerate(zip(pictures, ["original", *map(label, EDITS)], strict=True)):
+        left = MARGIN + i * (tile + MARGIN)
+        sheet.paste(Image.fromarray(pixels).resize((tile, tile), Image.Resampling.NEAREST), (left, MARGIN))
+        draw.multiline_text((left, tile + MARGIN + 2), text, fill="black")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    save_image(output, np.asarray(sheet))
+    print(f"engine {editor.engine.name}: opened in {opened - start:.2f} s, encoded in {encoded - opened:.2f} s,", end=" ")
+    print(f"{len(EDITS)} edits decoded in {done - encoded:.2f} s")
+    print(f"wrote {output} in {time.perf_counter() - start:.2f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,385 @@
+"""`bundle.json`, the contract of a bundle: frozen structs, unknown keys refused, all faults reported together."""
+
+from __future__ import annotations
+
+import json
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from .errors import ArgumentError, BundleError
+from .schedule import SPACINGS, Schedule, space_timesteps
+
+FORMAT_VERSION = 1
+MANIFEST = "bundle.json"
+MAX_FILE_BYTES = 2**31 - 1  # protobuf's limit, hence ONNX's without external data
+MAX_MANIFEST_BYTES = 2**24
+_MAX_FAULTS = 50  # that one error lists
+
+Name = Annotated[
+    str,
+    # (?![\s\S]) is the end of the text; $ would let a line break follow
+    Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f/\\=,]{1,100}(?![\s\S])", description="printable, without / \\ = or ,"),
+]
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Steps = Annotated[int, Meta(ge=1, le=1000)]
+Timestep = Annotated[int, Meta(ge=0, le=1_000_000)]
+DType = Literal["float32", "float16", "int32", "int64"]
+
+
+class Frozen(Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of the manifest's structs: immutable, unknown keys refused."""
+
+
+class LinearSchedule(Frozen, frozen=True, tag_field="kind", tag="linear"):
+    """β from beta_start to beta_end in equal steps."""
+
+    timesteps: Annotated[int, Meta(ge=2, le=1_000_000)] = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+
+    def build(self) -> Schedule:
+        return Schedule.linear(self.timesteps, self.beta_start, self.beta_end)
+
+
+class ConstSchedule(Frozen, frozen=True, tag_field="kind", tag="const"):
+    """The same β at every timestep."""
+
+    timesteps: Annotated[int, Meta(ge=2, le=1_000_000)] = 1000
+    beta: float = 0.008
+
+    def build(self) -> Schedule:
+        return Schedule.const(self.beta, self.timesteps)
+
+
+class CosineSchedule(Frozen, frozen=True, tag_field="kind", tag="cosine"):
+    """Nichol and Dhariwal's cosine schedule."""
+
+    timesteps: Annotated[int, Meta(ge=2, le=1_000_000)] = 1000
+
+    def build(self) -> Schedule:
+        return Schedule.cosine(self.timesteps)
+
+
+class ArraySchedule(Frozen, frozen=True, tag_field="kind", tag="betas"):
+    """β given one by one."""
+
+    betas: Annotated[list[float], Meta(min_length=2, max_length=1_000_000)]
+
+    def build(self) -> Schedule:
+        return Schedule.from_betas(self.betas)
+
+
+AnySchedule = LinearSchedule | ConstSchedule | CosineSchedule | ArraySchedule
+
+
+class Schedules(Frozen, frozen=True):
+    """`image`: of the U-Net. `latent`: of the latent DDIM over z_sem, where there is one."""
+
+    image: AnySchedule
+    latent: AnySchedule | None = None
+
+
+class Image(Frozen, frozen=True):
+    """Images are square: size × size pixels, RGB."""
+
+    size: Annotated[int, Meta(ge=8, le=4096)]
+    channels: Literal[3] = 3
+
+
+class File(Frozen, frozen=True):
+    """A file of the bundle: a relative path with forward slashes, its size in bytes and its SHA-256."""
+
+    file: Annotated[str, Meta(min_length=1, max_length=200)]
+    bytes: Annotated[int, Meta(ge=1, le=MAX_FILE_BYTES)]
+    sha256: Sha256
+
+
+class ZSem(Frozen, frozen=True):
+    """The semantic code: its length D, and a safetensors file with its `mean` and `std` (float32 [D]) where known."""
+
+    size: Annotated[int, Meta(ge=1, le=65536)]
+    statistics: File | None = None
+
+
+class Tensor(Frozen, frozen=True):
+    """An input or output. Dimensions are numbers, or "N" (trunk samples) or "M" (head samples)."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=100)]
+    dtype: DType
+    shape: list[int | Literal["N", "M"]]
+
+
+class Component(File, frozen=True, kw_only=True):
+    """An ONNX graph. precision: its arithmetic; weights: how its large weights are stored."""
+
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    precision: Literal["fp32", "fp16"]
+    weights: Literal["fp32", "fp16"]
+
+
+class Attribute(File, frozen=True, kw_only=True):
+    """A named edit, as data in a safetensors file. n_train: the step count that a delta was trained at (Asyrp's
+    scale for other step counts is n_train/n_run); None where no such scale applies.
+    """
+
+    kind: Literal["z_direction", "delta_block", "delta_h"]
+    branch: Literal["none", "asymmetric", "symmetric"]
+    n_train: Steps | None = None
+
+
+class Preset(Frozen, frozen=True, kw_only=True):
+    """How to run: what calls take where they are not told otherwise."""
+
+    encode_steps: Steps
+    decode_steps: Steps
+    latent_steps: Steps | None = None
+    sampler: Literal["ddim", "ddpm"] = "ddim"
+    spacing: Literal[tuple(SPACINGS)]  # type: ignore[valid-type]
+    clip: bool
+    t_edit: Timestep = 0
+    t_boost: Timestep = 0
+
+
+class Source(Frozen, frozen=True):
+    """A file that the export read: its name, and its SHA-256."""
+
+    file: str
+    sha256: Sha256
+
+
+class Provenance(Frozen, frozen=True, kw_only=True):
+    """Where the weights came from. sources: by role; `checkpoint` is the main one, which latents are tied to."""
+
+    exporter: str
+    sources: dict[str, Source]
+    config: dict[str, Any] = {}
+
+    @property
+    def checkpoint_sha256(self) -> str:
+        return self.sources["checkpoint"].sha256
+
+
+class Manifest(Frozen, frozen=True, kw_only=True):
+    """`bundle.json`."""
+
+    format_version: Literal[1]
+    name: Name
+    family: Literal["diffae", "asyrp"]
+    image: Image
+    z_sem: ZSem | None = None
+    schedules: Schedules
+    components: dict[Name, Component]
+    attributes: dict[Name, Attribute] = {}
+    presets: dict[Name, Preset]
+    default_preset: Name
+    provenance: Provenance
+    licence: str
+
+    def files(self) -> Iterator[tuple[str, File]]:
+        """Every file that the bundle has beside the manifest, with the key that names it."""
+        for kind, group in (("components", self.components), ("attributes", self.attributes)):
+            for name, entry in typing.cast("dict[str, File]", group).items():
+                yield f"{kind}.{name}", entry
+        if self.z_sem is not None and self.z_sem.statistics is not None:
+            yield "z_sem.statistics", self.z_sem.statistics
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of `bundle.json`."""
+    return msgspec.json.schema(Manifest)
+
+
+# --- reading a manifest ------------------------------------------------------------------------------
+
+
+def parse_manifest(data: bytes, where: str) -> Manifest:
+    """The manifest in `data`, or one BundleError with all of its faults, a line each."""
+    faults: list[str] = []
+    try:
+        raw = json.loads(data, object_pairs_hook=_object(faults), parse_constant=_constant(faults))
+        json.dumps(raw, ensure_ascii=False).encode()  # half a surrogate pair parses, but is no text
+    except (ValueError, RecursionError):
+        raise BundleError(f"{where}: expected JSON") from None
+    if isinstance(raw, dict) and isinstance(raw.get("format_version"), int) and raw["format_version"] > FORMAT_VERSION:
+        raise BundleError(
+            f"{where}: format_version: found {raw['format_version']}, expected {FORMAT_VERSION}: "
+            "a newer hspace wrote this bundle"
+        )
+    manifest = _convert(raw, Manifest, "", faults)
+    if not faults:
+        faults += [*_listing_faults(manifest), *_signature_faults(manifest), *_run_faults(manifest)]
+    raise_faults(where, faults)
+    return typing.cast(Manifest, manifest)
+
+
+def raise_faults(where: str, faults: list[str]) -> None:
+    """One BundleError for all of `faults`, if there are any."""
+    if len(faults) > _MAX_FAULTS:
+        faults = [*faults[:_MAX_FAULTS], f"and {len(faults) - _MAX_FAULTS} more"]
+    if faults:
+        raise BundleError(f"{where}: " + ("\n  " if len(faults) > 1 else "") + "\n  ".join(faults))
+
+
+def _object(faults: list[str]) -> Any:
+    def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                faults.append(f"{key[:100]!r}: the key stands twice")
+            found[key] = value
+        return found
+
+    return build
+
+
+def _constant(faults: list[str]) -> Any:
+    def refuse(name: str) -> float:
+        faults.append(f"{name}: found a number that JSON does not have")
+        return 0.0
+
+    return refuse
+
+
+def _convert(raw: Any, kind: Any, path: str, faults: list[str]) -> Any:
+    """`raw` as `kind`, descending into structs and mappings so that one fault does not hide the others."""
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType) and type(None) in typing.get_args(kind):
+        rest = [k for k in typing.get_args(kind) if k is not type(None)]
+        if raw is None:
+            return None
+        if len(rest) == 1:
+            return _convert(raw, rest[0], path, faults)
+    if isinstance(raw, dict) and origin is dict:
+        key_type, value_type = typing.get_args(kind)
+        found = {}
+        for key, value in raw.items():
+            _convert(key, key_type, _join(path, key), faults)
+            found[key] = _convert(value, value_type, _join(path, key), faults)
+        return found
+    if isinstance(raw, dict) and isinstance(kind, type) and issubclass(kind, Frozen) and not kind.__struct_config__.tag:
+        return _convert_struct(raw, kind, path, faults)
+    try:
+        return msgspec.convert(raw, kind)
+    except msgspec.ValidationError as e:
+        faults.append(f"{path or 'the manifest'}: {_reason(e)}")
+        return None
+
+
+def _convert_struct(raw: dict[str, Any], kind: type[Frozen], path: str, faults: list[str]) -> Any:
+    before = len(faults)
+    fields = {f.encode_name: f for f in msgspec.structs.fields(kind)}
+    faults += [f"{_join(path, key)}: the key is unknown" for key in raw if key not in fields]
+    values = {}
+    for key, field in fields.items():
+        if key in raw:
+            values[field.name] = _convert(raw[key], field.type, _join(path, key), faults)
+        elif field.required:
+            faults.append(f"{_join(path, key)}: the key is missing")
+    return kind(**values) if len(faults) == before else None
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key[:100]}" if path else key[:100]
+
+
+def _reason(e: msgspec.ValidationError) -> str:
+    text = str(e)
+    return (text[0].lower() + text[1:]).split(" - at ")[0]
+
+
+def _listing_faults(m: Manifest) -> Iterator[str]:
+    """Paths, and names that refer to other entries."""
+    seen: dict[str, str] = {}
+    for key, entry in m.files():
+        path = PurePosixPath(entry.file)
+        plain = str(path) == entry.file and not path.is_absolute() and ".." not in path.parts
+        if not plain or "\\" in entry.file or ":" in entry.file or not entry.file.isprintable():
+            yield f"{key}.file: found {entry.file!r}, expected a plain relative path inside the bundle"
+        elif entry.file == MANIFEST:
+            yield f"{key}.file: found {MANIFEST!r}, which is the manifest's own name"
+        elif entry.file in seen:
+            yield f"{key}.file: found {entry.file!r}, which {seen[entry.file]} has already"
+        seen[entry.file] = key
+    if m.default_preset not in m.presets:
+        yield f"default_preset: found {m.default_preset!r}, expected one of the presets"
+    if "checkpoint" not in m.provenance.sources:
+        yield "provenance.sources.checkpoint: the key is missing"
+    if (m.z_sem is not None) != (m.family == "diffae"):
+        yield f"z_sem: a bundle of family {m.family} {'needs it' if m.z_sem is None else 'has none'}"
+    if m.schedules.latent is not None and (m.z_sem is None or m.z_sem.statistics is None):
+        yield "z_sem.statistics: the latent DDIM needs them"
+
+
+def _signature_faults(m: Manifest) -> Iterator[str]:
+    """Components: which there must be, and the inputs and outputs that executors count on."""
+    needed = {"trunk", "head"} | ({"encoder"} if m.family == "diffae" else set())
+    if m.schedules.latent is not None:
+        needed.add("latent")
+    yield from (f"components.{n}: a bundle of family {m.family} needs it" for n in sorted(needed - set(m.components)))
+    yield from (f"components.{n}: not a component of this bundle" for n in sorted(set(m.components) - needed))
+    if needed != set(m.components):
+        return
+    x: Shape = ("N", 3, m.image.size, m.image.size)
+    z: dict[str, Shape] = {} if m.z_sem is None else {"z_sem": ("N", m.z_sem.size)}
+    trunk: dict[str, Shape] = {t.name: tuple(t.shape) for t in m.components["trunk"].outputs}
+    skips = {f"skip_{i}": trunk.get(f"skip_{i}", ("?",)) for i in range(len(trunk) - 2)}
+    h, temb = trunk.get("h", ("?",)), trunk.get("temb", ("?",))
+    expected: dict[str, tuple[dict[str, Shape], dict[str, Shape]]] = {
+        "trunk": ({"x": x, "t": ("N",), **z}, {"h": h, "temb": temb, **skips}),
+        "head": ({"h": ("M", *h[1:]), "temb": temb, "source": ("M",), **skips, **z}, {"eps": ("M", *x[1:])}),
+        "encoder": ({"x": x}, z),
+        "latent": ({**z, "t": ("N",)}, {"eps": z.get("z_sem", ())}),
+    }
+    for name, shape, rank in (("h", h, 4), ("temb", temb, 2), *((k, s, 4) for k, s in skips.items())):
+        if len(shape) != rank or shape[0] != "N" or not all(isinstance(d, int) and d > 0 for d in shape[1:]):
+            yield f"components.trunk.outputs: {name}: found {list(shape)}, expected {rank} dimensions, the first N"
+    for name, (inputs, outputs) in ((n, expected[n]) for n in m.components):
+        for kind, declared, wanted in (
+            ("inputs", m.components[name].inputs, inputs),
+            ("outputs", m.components[name].outputs, outputs),
+        ):
+            found: dict[str, Shape] = {t.name: tuple(t.shape) for t in declared}
+            if found != wanted or len(declared) != len(wanted):
+                yield f"components.{name}.{kind}: found {_shapes(found)}, expected {_shapes(wanted)}"
+
+
+Shape = tuple[int | str, ...]
+
+
+def _shapes(named: dict[str, Shape]) -> str:
+    return ", ".join(f"{n} [{', '.join(map(str, s))}]" for n, s in named.items())[:500]
+
+
+def _run_faults(m: Manifest) -> Iterator[str]:
+    """Attributes, schedules and presets that could not run."""
+    branches = {"z_direction": ("none",), "delta_block": ("asymmetric",), "delta_h": ("asymmetric", "symmetric")}
+    for name, a in m.attributes.items():
+        if a.branch not in branches[a.kind]:
+            allowed = " or ".join(branches[a.kind])
+            yield f"attributes.{name}.branch: found {a.branch}, expected {allowed} for a {a.kind}"
+        if a.kind == "z_direction" and m.family != "diffae":
+            yield f"attributes.{name}.kind: a bundle of family {m.family} has no z_sem to move"
+    totals = {}
+    for name, schedule in (("image", m.schedules.image), ("latent", m.schedules.latent)):
+        try:
+            totals[name] = 0 if schedule is None else schedule.build().timesteps
+        except ArgumentError as e:
+            yield f"schedules.{name}: {e}"
+    for name, p in m.presets.items():
+        for key, steps, spacing, total in (
+            ("encode_steps", p.encode_steps, p.spacing, totals.get("image")),
+            ("decode_steps", p.decode_steps, p.spacing, totals.get("image")),
+            ("latent_steps", p.latent_steps, "diffae", totals.get("latent")),
+        ):
+            try:
+                if steps is not None and total:
+                    space_timesteps(spacing, steps, total)
+            except ArgumentError as e:
+                yield f"presets.{name}.{key}: {str(e).removeprefix('steps: ')}"

@@ -1,0 +1,198 @@
+"""Commands that look at a bundle or at the machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import hspace
+import pytest
+from hspace import Program
+
+from .conftest import Cli
+
+# --- info ---------------------------------------------------------------------------------------------
+
+
+def test_info(cli: Cli, bundle: Path) -> None:
+    out = cli("info", bundle).check().out
+    assert out.startswith("null: family diffae, 8×8, z_sem 6\n")
+    for text in (
+        "trunk",
+        "encoder",
+        "official (default)",
+        "made by tests",
+        "delta_block",
+        "n_train",
+        "licence: not said",
+    ):
+        assert text in out
+    rows = {line.split()[0]: line.split()[1:3] for line in out.splitlines() if line and line[0] != " "}
+    assert (rows["smile"], rows["haas"]) == (["z_direction", "none"], ["delta_h", "symmetric"])
+
+
+def test_info_json(cli: Cli, bundle: Path) -> None:
+    assert cli("info", bundle, "--json").check().json == json.loads((bundle / "bundle.json").read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "edits"),
+    [
+        ("encode", {"steps": 8}, None),
+        ("decode", {"steps": 4, "sampler": "ddpm"}, None),
+        ("edit", {"steps": 5, "t_edit": 300, "t_boost": 100}, {"block": 1.0}),
+        ("edit", {}, {"haas": 2.0}),
+        ("latent", {}, None),
+    ],
+    ids=["encode", "decode", "edit", "symmetric edit", "latent"],
+)
+def test_info_program(
+    kind: str,
+    options: dict[str, int | str],
+    edits: dict[str, float] | None,
+    cli: Cli,
+    bundle: Path,
+    tmp_path: Path,
+    null_diffae: hspace.Editor,
+) -> None:
+    """As text, as JSON and as a file, it is the table that the editor runs."""
+    expected = null_diffae.program(kind, edits=edits, **options)  # type: ignore[arg-type]
+    given: list[object] = ["--program", kind]
+    for name, value in options.items():
+        given += [f"--{name.replace('_', '-')}", value]
+    for name, strength in (edits or {}).items():
+        given += ["--set", f"{name}={strength}"]
+    assert cli("info", bundle, *given).check().out == f"{expected}\n"
+    found = cli("info", bundle, *given, "--json", "--save", tmp_path / "p.json").check().json
+    assert Program.load(tmp_path / "p.json") == expected
+    assert found["name"] == expected.name == kind
+    assert [list(row.values()) for row in found["rows"]] == [list(row.item()) for row in expected.rows]
+    assert list(found["rows"][0]) == list(expected.rows.dtype.names or ())
+
+
+def test_info_refusals(cli: Cli, bundle: Path, asyrp: Path, tmp_path: Path) -> None:
+    cli("info").error(2, "Missing argument 'BUNDLE'")
+    cli("info", tmp_path).error(3, f"{tmp_path}: expected a bundle")
+    cli("info", bundle, "--save", tmp_path / "p.json").error(2, "--save", "need --program")
+    cli("info", bundle, "--program", "vary").error(2, "'vary' is not one of 'encode', 'decode', 'edit', 'latent'")
+    cli("info", asyrp, "--program", "latent").error(2, "the bundle has no latent DDIM")
+    cli("info", bundle, "--program", "edit", "--set", "smiel=1").error(2, "--set: ", "did you mean smile?")
+    cli("info", bundle, "--program", "encode", "--steps", 37).error(2, "the nearest that can are 36 and 38")
+    cli("info", bundle, "--program", "encode", "--save", tmp_path / "x" / "p.json").error(7, "cannot be written")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_info_save_keeps_what_exists(cli: Cli, null_folder: Path) -> None:
+    """As every command: nothing is replaced unasked, least of all the bundle's own manifest."""
+    manifest = null_folder / "bundle.json"
+    before = manifest.read_bytes()
+    cli("info", null_folder, "--program", "encode", "--save", manifest).error(7, "bundle.json: exists already")
+    assert manifest.read_bytes() == before
+
+
+# --- verify -------------------------------------------------------------------------------------------
+
+
+def test_verify(cli: Cli, bundle: Path) -> None:
+    lines = cli("verify", bundle, "--engine", "null").check().out.splitlines()
+    files = json.loads((bundle / "bundle.json").read_bytes())
+    listed = [e["file"] for e in [*files["components"].values(), *files["attributes"].values()]] + ["z_sem.safetensors"]
+    assert [line.split()[1] for line in lines[:-1]] == listed
+    assert lines[-1].startswith(f"{bundle}: {len(listed)} files") and lines[-1].endswith("sound; loaded by engine null")
+
+
+def test_verify_json(cli: Cli, bundle: Path) -> None:
+    found = cli("verify", bundle, "--engine", "null", "--json").check().json
+    assert (found["bundle"], found["engine"]) == (str(bundle), "null")
+    assert found["files"] == {n: (bundle / n).stat().st_size for n in found["files"]}
+    assert found["files"].keys() == {p.name for p in bundle.iterdir()} - {"bundle.json"}
+
+
+def test_verify_altered(cli: Cli, null_folder: Path) -> None:
+    data = bytearray((null_folder / "beard.safetensors").read_bytes())
+    data[-1] ^= 1
+    (null_folder / "beard.safetensors").write_bytes(data)
+    cli("verify", null_folder, "--engine", "null").error(3, "beard.safetensors: altered: found SHA-256 ")
+    cli("verify", null_folder, "--engine", "null", "--json").error(3, "beard.safetensors: altered")
+
+
+def test_verify_several_faults(cli: Cli, null_folder: Path) -> None:
+    """On one line, which reads as one."""
+    (null_folder / "beard.safetensors").unlink()
+    (null_folder / "evil.py").write_text("")
+    result = cli("verify", null_folder, "--engine", "null")
+    result.error(3, "beard.safetensors: missing; evil.py: not listed in bundle.json")
+    assert ":;" not in result.err
+
+
+def test_verify_of_a_hostile_manifest(cli: Cli, null_folder: Path) -> None:
+    """It does not reach the terminal through its own refusal."""
+    manifest = json.loads((null_folder / "bundle.json").read_bytes())
+    (null_folder / "bundle.json").write_text(json.dumps(manifest | {"\x1b[2Jhello\nworld\r\x9b": 1}))
+    result = cli("verify", null_folder, "--engine", "null")
+    result.error(3, "hello", "the key is unknown")
+    assert result.err.rstrip("\n").isprintable()
+
+
+def test_verify_graphs_that_are_none(cli: Cli, bundle: Path) -> None:
+    """The null bundle's graphs are empty, which only an engine that loads them can tell."""
+    cli("verify", bundle, "--engine", "onnx").error(3, ".onnx: ")
+
+
+def test_verify_nothing(cli: Cli, tmp_path: Path) -> None:
+    cli("verify", tmp_path / "nowhere").error(3, f"{tmp_path / 'nowhere'}: expected a bundle")
+    cli("verify").error(2, "Missing argument 'BUNDLE'")
+
+
+# --- bench and doctor ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["diffae", "asyrp"])
+def test_bench_json(family: str, cli: Cli, _null_bundles: dict[str, Path]) -> None:
+    options = ["--batch", 2, "--repeat", 3, "--calls", 2, "--steps", 4, "--json"]
+    found = cli("bench", "-b", _null_bundles[family], "--engine", "null", *options).check().json
+    assert found.keys() == {"machine", "milliseconds"}
+    assert found["machine"].keys() == {"processor", "cores", "system", "versions", "engine", "batch"}
+    assert (found["machine"]["engine"], found["machine"]["batch"]) == ("null", 2)
+    parts = {"trunk", "head", "head ×2", "inject", "update", "step", "asymmetric step"}
+    parts |= {"encoder", "latent"} if family == "diffae" else set()
+    calls = {"call encode", "call decode", "call edit"}
+    assert found["milliseconds"].keys() == parts | calls
+    for name, times in found["milliseconds"].items():
+        assert times.keys() == {"p50", "p95", "p99", "min", "count"}
+        assert 0 < times["min"] <= times["p50"] <= times["p95"] <= times["p99"]
+        assert times["count"] == (2 if name in calls else 3)
+
+
+def test_bench_table(cli: Cli, bundle: Path) -> None:
+    out = cli("bench", "-b", bundle, "--engine", "null", "--repeat", 1, "--calls", 1, "--steps", 2).check().out
+    header = out.split("\n\n")[1].splitlines()[0]
+    assert header.split() == ["milliseconds", "p50", "p95", "p99", "min", "rounds"]
+    assert "engine null; batch 1" in out and "asymmetric step" in out
+
+
+@pytest.mark.parametrize("option", ["--batch", "--repeat", "--calls"])
+def test_bench_refusals(option: str, cli: Cli, bundle: Path) -> None:
+    cli("bench", "-b", bundle, "--engine", "null", option, 0).error(2, f"{option}: found 0, expected at least 1")
+
+
+def test_doctor(cli: Cli) -> None:
+    out = cli("doctor").check().out
+    rows = {line.split()[0]: line.split()[1] for line in out.splitlines()[:3]}
+    assert rows == {"engine": "runs", "onnx": "yes", "null": "yes"}
+    assert "engine auto: onnx" in out and f"hspace {hspace.__version__}" in out
+
+
+def test_doctor_json(cli: Cli) -> None:
+    found = cli("doctor", "--json").check().json
+    assert found.keys() == {"engines", "auto", "python", "machine", "packages"}
+    assert found["engines"]["null"] == {"runs": True, "why_not": None}
+    assert found["auto"] == "onnx" and found["packages"]["hspace"] == hspace.__version__
+
+
+def test_doctor_says_why_not(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hspace.engines.onnx.unavailable", lambda: "no such processor")
+    found = cli("doctor", "--json").check().json
+    assert found["engines"]["onnx"] == {"runs": False, "why_not": "no such processor"}
+    assert found["auto"] is None
+    assert "no such processor" in cli("doctor").check().out
