@@ -1,6 +1,6 @@
 """Edits an example image along several attributes of the shipped model, and writes a before/after strip.
 
-    python bundles/demo.py [IMAGE] [OUTPUT]
+python bundles/demo.py [IMAGE] [OUTPUT]
 """
 
 from __future__ import annotations
@@ -9,11 +9,10 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageDraw
-
 import hspace
+import numpy as np
 from hspace.image import load_images, save_image, to_uint8
+from PIL import Image, ImageDraw
 
 HERE = Path(__file__).parent
 EDITS: list[dict[str, float]] = [
@@ -54,7 +53,9 @@ def main() -> None:
         draw.multiline_text((left, tile + MARGIN + 2), text, fill="black")
     output.parent.mkdir(parents=True, exist_ok=True)
     save_image(output, np.asarray(sheet))
-    print(f"engine {editor.engine.name}: opened in {opened - start:.2f} s, encoded in {encoded - opened:.2f} s,", end=" ")
+    print(
+        f"engine {editor.engine.name}: opened in {opened - start:.2f} s, encoded in {encoded - opened:.2f} s,", end=" "
+    )
     print(f"{len(EDITS)} edits decoded in {done - encoded:.2f} s")
     print(f"wrote {output} in {time.perf_counter() - start:.2f} s")
 

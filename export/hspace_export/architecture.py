@@ -22,9 +22,16 @@ def _shape(state: StateDict, name: str) -> tuple[int, ...]:
     """A weight's shape; weights of layers have two dimensions or more."""
     if name not in state:
         raise CheckpointError(f"tensor {name}: missing, and the architecture cannot be told without it")
-    if state[name].ndim < 2:
+    if state[name].ndim < 2 or 0 in state[name].shape:
         raise CheckpointError(f"tensor {name}: found {list(state[name].shape)}, expected a layer's weight")
     return tuple(state[name].shape)
+
+
+def check_widths(channels: int, channel_mult: Iterable[float]) -> None:
+    """Raises CheckpointError where a level's channels cannot go through a GroupNorm of 32 groups."""
+    for width in (m * channels for m in channel_mult):
+        if width % 32:
+            raise CheckpointError(f"found a level of {width:g} channels, expected a multiple of 32")
 
 
 def check_heads(widths: Iterable[float], num_heads: int, num_head_channels: int | None) -> None:

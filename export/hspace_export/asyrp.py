@@ -53,6 +53,7 @@ def load_model(
     if settings.image_size is None:
         raise ArgumentError(f"{checkpoint}: the weights cannot tell the image size; give --preset or --image-size")
     unet = _network(checkpoint, state, layout, settings)
+    blocks = {name: _attribute(path, unet, layout, settings.n_train) for name, path in attributes.items()}
     config = {"layout": layout, "unet": asdict(unet.config)}
     return Model(
         family="asyrp",
@@ -70,7 +71,7 @@ def load_model(
             "checkpoint": source(checkpoint),
             **{f"attribute {name}": source(path) for name, path in attributes.items()},
         },
-        attributes={name: _attribute(path, unet, layout, settings.n_train) for name, path in attributes.items()},
+        attributes=blocks,
         licence=settings.licence or "",
     )
 
@@ -79,7 +80,9 @@ def _network(checkpoint: Path, state: StateDict, layout: str, settings: Settings
     unet: DdpmUNet | GuidedUNet
     try:
         if layout == "ddpm":
-            unet = DdpmUNet(architecture.ddpm(state))
+            ddpm = architecture.ddpm(state)
+            architecture.check_widths(ddpm.model_channels, (1, *ddpm.channel_mult))
+            unet = DdpmUNet(ddpm)
         else:
             if settings.num_head_channels is None and settings.num_heads is None:
                 raise ArgumentError("the weights cannot tell the attention heads; give --preset or --num-head-channels")
@@ -90,6 +93,7 @@ def _network(checkpoint: Path, state: StateDict, layout: str, settings: Settings
             )
             attends = [config.channel_mult[i] for i in {*config.attention_levels, len(config.channel_mult) - 1}]
             widths = [m * config.model_channels for m in attends]
+            architecture.check_widths(config.model_channels, config.channel_mult)
             architecture.check_heads(widths, config.num_heads, config.num_head_channels)
             unet = GuidedUNet(config)
     except (CheckpointError, ArgumentError) as e:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -43,7 +44,13 @@ shared = common.stack(
 
 @click.group()
 def export() -> None:
-    """Turn trained checkpoints into a bundle, checked against PyTorch on the way."""
+    """Turn trained checkpoints into a bundle, checked against PyTorch on the way.
+
+    \b
+    Examples:
+      hspace export diffae last.ckpt -o bundles/ffhq256
+      hspace export asyrp celeba_hq.ckpt --preset celebahq256 -o bundles/celebahq
+    """
 
 
 @export.command("diffae")
@@ -118,9 +125,14 @@ def _settings(options: dict[str, Any]) -> Settings:
     return settings
 
 
+def _log(line: str) -> None:
+    if sys.stderr.isatty():
+        click.echo(line, err=True)
+
+
 def _run(load: Callable[[], Model], options: dict[str, Any]) -> None:
     as_json, start = options.pop("as_json"), time.perf_counter()
-    report = run_export(load, options.pop("output"), log=lambda line: click.echo(line, err=True), **options)
+    report = run_export(load, options.pop("output"), log=_log, **options)
     seconds = time.perf_counter() - start
     worst = max(report.errors, key=report.errors.__getitem__)
     found = {"bundle": str(report.path), "bytes": report.bytes, "seconds": round(seconds, 1), "errors": report.errors}

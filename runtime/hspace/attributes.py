@@ -223,7 +223,7 @@ def _strength(name: str, value: Any) -> float:
         with contextlib.suppress(OverflowError):
             if abs(float(value)) <= float(np.finfo(np.float32).max):
                 return float(value)
-    raise ArgumentError(f"edits: {name}: found strength {str(value)[:50]}, expected a number that float32 can hold")
+    raise ArgumentError(f"edits: {name}: found strength {repr(value)[:50]}, expected a number that float32 can hold")
 
 
 def compile_edit(edits: Mapping[str, float], attributes: Mapping[str, AnyAttribute], n_run: int) -> Edit:

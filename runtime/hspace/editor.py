@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .attributes import Edit, ZDirection, check_names, compile_edit, read_attribute
 from .bundle import Bundle
 from .engines import open_engine
-from .errors import ArgumentError, Cancelled, EngineError, LatentError
+from .errors import ArgumentError, BundleError, Cancelled, EngineError, LatentError
 from .executors.cpu import Batch, Executor
 from .image import Images, load_images, to_uint8
 from .latent import Latent
@@ -98,6 +98,8 @@ class Editor:
         if manifest.z_sem is not None and manifest.z_sem.statistics is not None:
             entry, d = manifest.z_sem.statistics, manifest.z_sem.size
             got = read_tensors(bundle.read(entry), str(bundle.folder / entry.file)).take({"mean": (d,), "std": (d,)})
+            if not (got["std"] > 0).all():
+                raise BundleError(f"{bundle.folder / entry.file}: std: expected values above zero")
             self._z_statistics = got["mean"], got["std"]
 
     def program(
@@ -133,7 +135,7 @@ class Editor:
         Source: Preechakul et al. 2022, equation 8; Kwon et al. 2023, section 3; Song et al. 2021, section 4.3.
         """
         x = load_images(images, self.size, resize=resize)
-        plan = self._planner.plan(preset, steps)
+        plan = self._planner.plan(preset, _one(steps))
         program = self._planner.encode(plan)
         progress = _Progress(on_step, len(program) * self._chunks(len(x)))
         return self._encode(x, plan, preset, program, progress)
@@ -160,7 +162,7 @@ class Editor:
         makes one job out of several calls; by default 0 … N − 1.
         Source: Preechakul et al. 2022, equations 2 and 7; Kwon et al. 2023, equation 5.
         """
-        plan = self._planner.plan(preset, steps, sampler, t_edit, t_boost)
+        plan = self._planner.plan(preset, _one(steps), sampler, t_edit, t_boost)
         self._check_latent(latent)
         compiled = self._compile(edits, len(latent), plan)
         programs = self._decode_programs(plan, compiled)
@@ -235,12 +237,12 @@ class Editor:
 
         latent_a, latent_b: of one image each. Source: Preechakul et al. 2022, section 5.1.
         """
+        for latent in (latent_a, latent_b):
+            self._check_latent(latent)
         if len(latent_a) != 1 or len(latent_b) != 1:
             raise ArgumentError(
                 f"interpolate: found latents of {len(latent_a)} and {len(latent_b)} images, expected 1 and 1"
             )
-        for latent in (latent_a, latent_b):
-            self._check_latent(latent)
         _check_count("frames", frames, 2)
         w = np.linspace(0, 1, frames)
         z = None
@@ -503,6 +505,13 @@ def _move(z_sem: Float32, edit: Edit) -> Float32:
     return z_sem
 
 
+def _one(steps: int | None) -> int | None:
+    """`steps` of a call that runs one way."""
+    if isinstance(steps, tuple):
+        raise ArgumentError(f"steps: found {steps!r}, expected a whole number")
+    return steps
+
+
 def _check_count(name: str, value: int, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
         raise ArgumentError(f"{name}: found {value!r}, expected a whole number of at least {least}")
@@ -517,6 +526,8 @@ def _check_array(name: str, array: object, shape: tuple[int, ...]) -> None:
     if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.shape != shape:
         found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
         raise ArgumentError(f"{name}: found {found}, expected float32 {list(shape)}")
+    if not np.isfinite(array).all():
+        raise ArgumentError(f"{name}: has values that are not finite")
 
 
 def _draws(

@@ -148,7 +148,7 @@ def _fit(image: PIL.Image.Image, where: str, size: int, resize: bool) -> NDArray
     import PIL.Image
 
     if image.size != (size, size):
-        if not resize:
+        if not resize or 0 in image.size:
             _check_size(image.size, where, size)
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2

@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 import msgspec
+import numpy as np
 from msgspec import Meta, Struct
 
 from .errors import ArgumentError, BundleError
@@ -369,7 +370,8 @@ def _run_faults(m: Manifest) -> Iterator[str]:
     totals = {}
     for name, schedule in (("image", m.schedules.image), ("latent", m.schedules.latent)):
         try:
-            totals[name] = 0 if schedule is None else schedule.build().timesteps
+            with np.errstate(all="ignore"):  # what overflows, build refuses
+                totals[name] = 0 if schedule is None else schedule.build().timesteps
         except ArgumentError as e:
             yield f"schedules.{name}: {e}"
     for name, p in m.presets.items():
@@ -383,3 +385,7 @@ def _run_faults(m: Manifest) -> Iterator[str]:
                     space_timesteps(spacing, steps, total)
             except ArgumentError as e:
                 yield f"presets.{name}.{key}: {str(e).removeprefix('steps: ')}"
+
+
+if __name__ == "__main__":
+    print(json.dumps(json_schema(), indent=1))

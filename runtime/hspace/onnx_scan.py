@@ -44,6 +44,8 @@ def _fields(data: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int
     """(field number, varint value, start, end) of each field; start and end bound a length-delimited one."""
     while at < end:
         key, at = _varint(data, at, end)
+        if key >= 1 << 32:
+            raise _Malformed  # parsers drop the bits above, so the field would not be what it seems
         number, wire = key >> 3, key & 7
         value, start = 0, at
         if wire == 0:

@@ -113,7 +113,8 @@ class Program:
                     isinstance(v, k) and v is not True and v is not False for v, k in zip(row, kinds, strict=True)
                 ):
                     raise ValueError
-            table = np.array([tuple(row) for row in found["rows"]], dtype=ROW)
+            with np.errstate(over="ignore"):  # what overflows, _check refuses
+                table = np.array([tuple(row) for row in found["rows"]], dtype=ROW)
         except (TypeError, ValueError, OverflowError):
             raise ProgramError(
                 f"{path}: expected {len(kinds)} numbers in every row, whole ones for the flags"

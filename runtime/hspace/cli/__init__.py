@@ -74,7 +74,7 @@ def main() -> None:
     try:
         hspace.main(standalone_mode=False)
     except HspaceError as e:
-        _fail("; ".join(line.strip() for line in str(e).splitlines()), e.exit_code)
+        _fail("; ".join(line.strip() for line in str(e).splitlines()).replace(":; ", ": "), e.exit_code)
     except click.exceptions.NoArgsIsHelpError as e:
         click.echo(e.format_message())
         sys.exit(2)

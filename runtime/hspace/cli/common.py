@@ -7,7 +7,7 @@ import glob
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,10 +36,10 @@ class Strength(click.ParamType[tuple[str, float]]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
         name, _, number = str(value).rpartition("=")
-        try:
-            return name, float(number)
-        except ValueError:
-            self.fail(f"found {value!r}, expected NAME=NUMBER", param, ctx)
+        with suppress(ValueError):
+            if name:
+                return name, float(number)
+        self.fail(f"found {value!r}, expected NAME=NUMBER", param, ctx)
 
 
 opening = stack(
