@@ -22,42 +22,45 @@ def relative_error(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.linalg.norm(a.astype(np.float64) - b) / np.linalg.norm(b.astype(np.float64)))
 
 
-@pytest.fixture(scope="session")
-def golden_bundles(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """name of a golden folder → the bundle exported from it, in float32."""
-    pytest.importorskip("torch", reason="exports need the extra `export`")
+def golden_model(name: str):
+    """The networks of a golden folder's checkpoints, as the exporter reads them."""
     from hspace_export import asyrp, diffae
-    from hspace_export.exporter import Settings, export
+    from hspace_export.exporter import Settings
+
+    folder = GOLDEN / name
+    if name == "diffae-tiny":
+        return diffae.load_model(folder / "last.ckpt", classifier=folder / "cls_last.ckpt", settings=Settings())
+    files = {f"attribute{i}": folder / f"attribute{i}_LC_golden_t999_ninv8_ngen8_0.pth" for i in (0, 1)}
+    return asyrp.load_model(folder / "model.ckpt", attributes=files, settings=Settings(image_size=32, num_heads=4))
+
+
+@pytest.fixture(scope="session")
+def golden_bundles(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """(name of a golden folder, precision, weights) → the bundle exported from it."""
+    pytest.importorskip("torch", reason="exports need the extra `export`")
+    from hspace_export.exporter import export
 
     root = tmp_path_factory.mktemp("bundles")
 
-    def make(name: str) -> Path:
-        folder, output = GOLDEN / name, root / name
-        if output.exists():
-            return output
-
-        def load():
-            if name == "diffae-tiny":
-                return diffae.load_model(folder / "last.ckpt", classifier=folder / "cls_last.ckpt", settings=Settings())
-            files = {f"attribute{i}": folder / f"attribute{i}_LC_golden_t999_ninv8_ngen8_0.pth" for i in (0, 1)}
-            settings = Settings(image_size=32, num_heads=4)
-            return asyrp.load_model(folder / "model.ckpt", attributes=files, settings=settings)
-
-        export(load, output)
+    def make(name: str, precision: str = "fp32", weights: str = "fp32") -> Path:
+        output = root / f"{name}-{precision}-{weights}"
+        if not output.exists():
+            export(lambda: golden_model(name), output, precision=precision, weights=weights)
         return output
 
     return make
 
 
 @pytest.fixture(scope="session")
-def golden_editor(golden_bundles: Callable[[str], Path]) -> Callable[[str], hspace.Editor]:
-    """name of a golden folder → an editor on its bundle."""
-    made: dict[str, hspace.Editor] = {}
+def golden_editor(golden_bundles: Callable[..., Path]) -> Callable[..., hspace.Editor]:
+    """The same, opened."""
+    made: dict[Path, hspace.Editor] = {}
 
-    def make(name: str) -> hspace.Editor:
-        if name not in made:
-            made[name] = hspace.open(golden_bundles(name), engine="onnx")
-        return made[name]
+    def make(*which: str) -> hspace.Editor:
+        path = golden_bundles(*which)
+        if path not in made:
+            made[path] = hspace.open(path, engine="onnx")
+        return made[path]
 
     return make
 

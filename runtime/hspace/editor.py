@@ -115,7 +115,7 @@ class Editor:
     ) -> Program:
         """The table that a call of that kind runs; see `Planner.program`."""
         plan = self._planner.plan(preset, steps, sampler, t_edit, t_boost)
-        return self._planner.program(kind, plan, self._compile(edits, 1, plan)[0])
+        return self._planner.program(kind, plan, self._compile(edits, 1, plan)[0], steps)
 
     # --- calls ------------------------------------------------------------------------------------------
 

@@ -87,14 +87,12 @@ class Planner:
         ts = space_timesteps("diffae", steps, self._latent_schedule.timesteps)
         return Program.from_rows("latent", samplers.ddim(self._latent_schedule, ts))
 
-    def program(self, kind: ProgramKind, plan: Preset, edit: Edit) -> Program:
-        """The program of that kind. "edit" without deltas shows an asymmetric edit at edit_scale 1; "latent" takes
-        the decode's steps where a preset names none.
-        """
+    def program(self, kind: ProgramKind, plan: Preset, edit: Edit, latent_steps: int | None = None) -> Program:
+        """The program of that kind. "edit" without deltas shows an asymmetric edit at edit_scale 1."""
         if kind == "encode":
             return self.encode(plan)
         if kind == "latent":
-            return self.latent(plan)
+            return self.latent(plan, latent_steps)
         if kind not in ("decode", "edit"):
             raise ArgumentError(f"program: found {kind!r}, expected encode, decode, edit or latent")
         if kind == "edit" and edit.branch == Branch.NONE:

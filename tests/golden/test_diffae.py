@@ -103,7 +103,7 @@ def test_latent_ddim(editor, golden) -> None:
     noise = golden["latent_noise"]
     eps = editor.engine.run("latent", {"z_sem": noise, "t": np.array([5, 500, 999])})[0]
     check("latent_eps", eps, golden["latent_eps"], SINGLE)
-    batch = Batch(noise, [editor.program("latent", latent_steps=10)] * 3, Noise(0, np.arange(3)))
+    batch = Batch(noise, [editor.program("latent", steps=10)] * 3, Noise(0, np.arange(3)))
     while batch.active.size:
         Executor(editor.engine).step(batch)
     check("latent_z_normalized", batch.x, golden["latent_z_normalized"], RUN)

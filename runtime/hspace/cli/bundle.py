@@ -60,7 +60,7 @@ def info(
     check_names(edits, opened.manifest.attributes, "--set")
     plan = planner.plan(**options)
     edit = compile_edit(edits, {name: read_attribute(opened, name) for name in edits}, plan.decode_steps)
-    table = planner.program(program, plan, edit)
+    table = planner.program(program, plan, edit, options["steps"])
     if save is not None:
         if save.exists() and not force:
             raise OutputError(f"{save}: exists already (--force replaces it)")
