@@ -15,9 +15,10 @@ from .errors import Cancelled, HspaceError
 
 if TYPE_CHECKING:
     from .bundle import Bundle
-    from .editor import Editor, Step, open
+    from .editor import Editor, open
     from .latent import Latent
     from .program import Program
+    from .runs import Step
     from .schedule import Schedule
 
 __all__ = ["Bundle", "Cancelled", "Editor", "HspaceError", "Latent", "Program", "Schedule", "Step", "errors", "open"]
@@ -28,7 +29,7 @@ _HOMES = {
     "Latent": "latent",
     "Program": "program",
     "Schedule": "schedule",
-    "Step": "editor",
+    "Step": "runs",
     "open": "editor",
 }
 

@@ -205,6 +205,12 @@ class Edit:
     branch: Branch = Branch.NONE
     n_train: int | None = None
 
+    def move(self, z_sem: Float32) -> Float32:
+        """z_sem (float32 [D]) moved along every direction."""
+        for direction, strength in self.directions:
+            z_sem = direction.move(z_sem, strength)
+        return z_sem
+
 
 def check_names(names: Iterable[str], known: Iterable[str], what: str) -> None:
     """Raises ArgumentError for the first of `names` that is not in `known`, with the nearest ones."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,49 +12,19 @@ from numpy.typing import NDArray
 from .attributes import Edit, ZDirection, check_names, compile_edit, read_attribute
 from .bundle import Bundle
 from .engines import open_engine
-from .errors import ArgumentError, BundleError, Cancelled, EngineError, LatentError
-from .executors.cpu import Batch, Executor
+from .errors import ArgumentError, BundleError, LatentError
 from .image import Images, load_images, to_uint8
 from .latent import Latent
 from .manifest import Preset
-from .noise import Noise, Stream, check_seed, normal
+from .noise import Noise, Stream, check_seed
 from .plans import Planner, ProgramKind
 from .program import Branch, Program
+from .runs import OnStep, Progress, Runner, draws, start
 from .tensors import read_tensors
 
 Float32 = NDArray[np.float32]
 Output = Literal["uint8", "float32"]
 Edits = Mapping[str, float] | Sequence[Mapping[str, float]]
-_BATCH_PIXELS = 2**16  # of a default batch: beyond it a CPU gains nothing and memory grows
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What `on_step` is called with after each network evaluation.
-
-    phase: "encode", "latent" or "decode". index: 1 … total, of the whole call. x_0: float32 [n, 3, H, W], the
-    predicted images P of the batch under way ([n, D] in the phase "latent").
-    """
-
-    phase: str
-    index: int
-    total: int
-    x_0: Float32
-
-
-OnStep = Callable[[Step], bool | None]
-
-
-@dataclass
-class _Progress:
-    on_step: OnStep | None
-    total: int
-    index: int = 0
-
-    def __call__(self, phase: str, x_0: Float32) -> None:
-        self.index += 1
-        if self.on_step is not None and self.on_step(Step(phase, self.index, self.total, x_0)) is False:
-            raise Cancelled(f"cancelled by on_step at step {self.index} of {self.total}")
 
 
 def open(
@@ -90,10 +59,9 @@ class Editor:
         self.bundle = bundle
         self.engine = engine
         self.size = manifest.image.size
-        self.batch_size = batch_size or max(1, _BATCH_PIXELS // self.size**2)
         self.attributes = {name: read_attribute(bundle, name) for name in manifest.attributes}
-        self._executor = Executor(engine)
         self._planner = Planner(bundle)
+        self._runner = Runner(engine, self.size, batch_size)
         self._z_statistics: tuple[Float32, Float32] | None = None
         if manifest.z_sem is not None and manifest.z_sem.statistics is not None:
             entry, d = manifest.z_sem.statistics, manifest.z_sem.size
@@ -137,8 +105,7 @@ class Editor:
         x = load_images(images, self.size, resize=resize)
         plan = self._planner.plan(preset, _one(steps))
         program = self._planner.encode(plan)
-        progress = _Progress(on_step, len(program) * self._chunks(len(x)))
-        return self._encode(x, plan, preset, program, progress)
+        return self._encode(x, plan, preset, program, self._runner.progress(on_step, len(x), program))
 
     def decode(
         self,
@@ -166,10 +133,10 @@ class Editor:
         self._check_latent(latent)
         compiled = self._compile(edits, len(latent), plan)
         programs = self._decode_programs(plan, compiled)
-        draws = _draws(seed, noise, image_numbers, programs, self._shape)
+        noise_source = draws(seed, noise, image_numbers, programs, self._shape)
         _check_output(output)
-        progress = _Progress(on_step, len(programs[0]) * self._chunks(len(latent)))
-        return self._decode(latent, compiled, programs, draws, progress, output)
+        progress = self._runner.progress(on_step, len(latent), programs[0])
+        return self._decode(latent, compiled, programs, noise_source, progress, output)
 
     def edit(
         self,
@@ -193,11 +160,11 @@ class Editor:
         plan = self._planner.plan(preset, steps, sampler, t_edit, t_boost)
         compiled = self._compile(edits, len(x), plan)
         program, programs = self._planner.encode(plan), self._decode_programs(plan, compiled)
-        draws = _draws(seed, noise, image_numbers, programs, self._shape)
+        noise_source = draws(seed, noise, image_numbers, programs, self._shape)
         _check_output(output)
-        progress = _Progress(on_step, (len(program) + len(programs[0])) * self._chunks(len(x)))
+        progress = self._runner.progress(on_step, len(x), program, programs[0])
         latent = self._encode(x, plan, preset, program, progress)
-        return self._decode(latent, compiled, programs, draws, progress, output)
+        return self._decode(latent, compiled, programs, noise_source, progress, output)
 
     def reconstruct(
         self,
@@ -285,22 +252,21 @@ class Editor:
         plan = self._planner.plan(preset, steps, sampler, t_edit, t_boost)
         compiled = self._compile(edits, count, plan)
         programs = self._decode_programs(plan, compiled)
-        draws = _draws(seed, noise, None, programs, self._shape)
+        noise_source = draws(seed, noise, None, programs, self._shape)
         _check_output(output)
-        x_T = self._start(x_T, count, self._shape, seed, Stream.X_T, "x_T")
-        total, z_sem, program = len(programs[0]), None, None
-        manifest = self.bundle.manifest
-        if manifest.z_sem is None and (latent_steps is not None or z_noise is not None):
+        x_T = start("x_T", x_T, count, self._shape, seed, Stream.X_T)
+        z_size = None if self.bundle.manifest.z_sem is None else self.bundle.manifest.z_sem.size
+        if z_size is None and (latent_steps is not None or z_noise is not None):
             raise ArgumentError("sample: latent_steps and z_noise: the model has no z_sem to draw")
-        if manifest.z_sem is not None:
-            program = self._planner.latent(plan, latent_steps)
-            z_noise = self._start(z_noise, count, (manifest.z_sem.size,), seed, Stream.Z_SEM, "z_noise")
-            total += len(program)
-        progress = _Progress(on_step, total * self._chunks(count))
-        if program is not None and z_noise is not None:
-            z_sem = self._sample_z(z_noise, program, progress)
+        z_sem, before = None, [] if z_size is None else [self._planner.latent(plan, latent_steps)]
+        progress = self._runner.progress(on_step, count, *before, programs[0])
+        if z_size is not None:
+            assert self._z_statistics is not None  # the manifest's checks say so
+            mean, std = self._z_statistics
+            z_noise = start("z_noise", z_noise, count, (z_size,), seed, Stream.Z_SEM)
+            z_sem = self._runner.sample_z(z_noise, before[0], progress) * std + mean
         latent = Latent(x_T, z_sem, provenance=self._provenance(plan, preset))
-        return self._decode(latent, compiled, programs, draws, progress, output)
+        return self._decode(latent, compiled, programs, noise_source, progress, output)
 
     def vary(
         self,
@@ -327,7 +293,7 @@ class Editor:
             raise ArgumentError("vary: the model has no z_sem, so nothing of an image would be kept")
         _check_count("count", count, 1)
         z_sem = np.repeat(latent.z_sem, count, axis=0)
-        x_T = self._start(None, len(z_sem), self._shape, seed, Stream.X_T, "x_T")
+        x_T = start("x_T", None, len(z_sem), self._shape, check_seed(seed), Stream.X_T)
         varied = Latent(x_T, z_sem, provenance=latent.provenance)
         run: dict[str, Any] = {
             "preset": preset,
@@ -347,7 +313,7 @@ class Editor:
         if not directions:
             raise ArgumentError("classify: the bundle has no z_direction attributes")
         x = load_images(images, self.size, resize=resize)
-        z_sem = np.concatenate([self._encode_z(x[c]) for c in self._slices(len(x))])
+        z_sem = self._runner.encode_z(x)
         return np.stack([d.logit(z_sem) for d in directions], axis=1)
 
     @property
@@ -355,17 +321,16 @@ class Editor:
         """The names of `classify`'s columns."""
         return [name for name, a in self.attributes.items() if isinstance(a, ZDirection)]
 
+    @property
+    def batch_size(self) -> int:
+        """How many images share one network evaluation."""
+        return self._runner.batch_size
+
     # --- inside -----------------------------------------------------------------------------------------
 
     @property
     def _shape(self) -> tuple[int, int, int]:
         return 3, self.size, self.size
-
-    def _chunks(self, n: int) -> int:
-        return -(-n // self.batch_size)
-
-    def _slices(self, n: int) -> list[slice]:
-        return [slice(i, min(i + self.batch_size, n)) for i in range(0, n, self.batch_size)]
 
     def _provenance(self, plan: Preset, preset: str | None) -> dict[str, str]:
         manifest = self.bundle.manifest
@@ -400,34 +365,9 @@ class Editor:
                 made[edit.branch, edit.n_train] = self._planner.decode(plan, edit)
         return [made[edit.branch, edit.n_train] for edit in edits]
 
-    def _run(self, batch: Batch, phase: str, progress: _Progress) -> Batch:
-        while batch.active.size:
-            self._executor.step(batch)
-            progress(phase, batch.x_0)
-        if not np.isfinite(batch.x).all():
-            raise EngineError(
-                f"{phase}: the result is not finite: a strength is too large, or the engine's arithmetic overflowed"
-            )
-        return batch
-
-    def _encode_z(self, x: Float32) -> Float32:
-        (z_sem,) = self.engine.run("encoder", {"x": x})
-        return np.asarray(z_sem, dtype=np.float32)
-
-    def _encode(self, x: Float32, plan: Preset, preset: str | None, program: Program, progress: _Progress) -> Latent:
-        x_T = np.empty_like(x)
-        z_sem = (
-            None
-            if self.bundle.manifest.z_sem is None
-            else np.empty((len(x), self.bundle.manifest.z_sem.size), np.float32)
-        )
-        for c in self._slices(len(x)):
-            z = None
-            if z_sem is not None:
-                z = z_sem[c] = self._encode_z(x[c])
-            image = np.arange(c.start, c.stop)
-            batch = Batch(x[c], [program] * len(image), Noise(0, image), z)
-            x_T[c] = self._run(batch, "encode", progress).x
+    def _encode(self, x: Float32, plan: Preset, preset: str | None, program: Program, progress: Progress) -> Latent:
+        z_sem = None if self.bundle.manifest.z_sem is None else self._runner.encode_z(x)
+        x_T = self._runner.encode(x, z_sem, program, progress)
         return Latent(x_T, z_sem, provenance=self._provenance(plan, preset))
 
     def _decode(
@@ -435,39 +375,15 @@ class Editor:
         latent: Latent,
         edits: list[Edit],
         programs: list[Program],
-        draws: Noise,
-        progress: _Progress,
+        noise: Noise,
+        progress: Progress,
         output: Output,
     ) -> NDArray[Any]:
-        z_sem = latent.z_sem
-        if z_sem is not None and any(e.directions for e in edits):
-            z_sem = np.stack([_move(z, e) for z, e in zip(z_sem, edits, strict=True)])
-        x = np.empty_like(latent.x_T)
-        for c in self._slices(len(x)):
-            z = None if z_sem is None else z_sem[c]
-            x_prev = None if latent.x_prev is None else latent.x_prev[c]
-            noise = replace(draws, image=draws.image[c])
-            batch = Batch(latent.x_T[c], programs[c], noise, z, edits[c], x_prev)
-            x[c] = self._run(batch, "decode", progress).x
+        if latent.z_sem is not None and any(e.directions for e in edits):
+            z_sem = np.stack([e.move(z) for z, e in zip(latent.z_sem, edits, strict=True)])
+            latent = Latent(latent.x_T, z_sem, latent.x_prev, latent.provenance)
+        x = self._runner.decode(latent, edits, programs, noise, progress)
         return to_uint8(x) if output == "uint8" else x
-
-    def _sample_z(self, noise: Float32, program: Program, progress: _Progress) -> Float32:
-        assert self._z_statistics is not None  # the manifest's checks say so
-        mean, std = self._z_statistics
-        z = np.empty_like(noise)
-        for c in self._slices(len(z)):
-            batch = Batch(noise[c], [program] * (c.stop - c.start), Noise(0, np.arange(c.start, c.stop)))
-            z[c] = self._run(batch, "latent", progress).x
-        return z * std + mean
-
-    def _start(
-        self, given: Float32 | None, count: int, shape: tuple[int, ...], seed: int, stream: Stream, name: str
-    ) -> Float32:
-        """The initial noise of `count` images: drawn from the seed, or given."""
-        if given is None:
-            return np.stack([normal(shape, seed, draw=0, image=i, stream=stream) for i in range(count)])
-        _check_array(name, given, (count, *shape))
-        return given
 
     def _check_latent(self, latent: Latent) -> None:
         manifest = self.bundle.manifest
@@ -499,12 +415,6 @@ def slerp(a: Float32, b: Float32, weights: NDArray[np.float64]) -> Float32:
     return (wa.reshape(frame) * a + wb.reshape(frame) * b).astype(np.float32)
 
 
-def _move(z_sem: Float32, edit: Edit) -> Float32:
-    for direction, strength in edit.directions:
-        z_sem = direction.move(z_sem, strength)
-    return z_sem
-
-
 def _one(steps: int | None) -> int | None:
     """`steps` of a call that runs one way."""
     if isinstance(steps, tuple):
@@ -520,24 +430,3 @@ def _check_count(name: str, value: int, least: int) -> None:
 def _check_output(output: str) -> None:
     if output not in ("uint8", "float32"):
         raise ArgumentError(f"output: found {output!r}, expected 'uint8' or 'float32'")
-
-
-def _check_array(name: str, array: object, shape: tuple[int, ...]) -> None:
-    if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.shape != shape:
-        found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise ArgumentError(f"{name}: found {found}, expected float32 {list(shape)}")
-    if not np.isfinite(array).all():
-        raise ArgumentError(f"{name}: has values that are not finite")
-
-
-def _draws(
-    seed: int, noise: Float32 | None, numbers: Sequence[int] | None, programs: list[Program], shape: tuple[int, ...]
-) -> Noise:
-    """Where a call's draws come from, checked. noise, given: float32 [rows that draw, N, *shape]."""
-    count = len(programs)
-    if noise is not None:
-        _check_array("noise", noise, (max(int(p.rows["draws"].sum()) for p in programs), count, *shape))
-    image = np.arange(count) if numbers is None else np.asarray(numbers, dtype=np.int64)
-    if image.shape != (count,) or (image < 0).any() or (noise is not None and numbers is not None):
-        raise ArgumentError(f"image_numbers: expected {count} whole numbers of at least 0, and no noise beside them")
-    return Noise(check_seed(seed), image, noise)

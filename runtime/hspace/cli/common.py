@@ -16,10 +16,11 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from ..editor import Editor, OnStep, Step
+from ..editor import Editor
 from ..editor import open as open_bundle
 from ..errors import ArgumentError, HspaceError, ImageError, OutputError
 from ..image import SUFFIXES, WRITABLE, save_image
+from ..runs import OnStep, Step
 
 F = TypeVar("F", bound=Callable[..., Any])
 
