@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import hspace
@@ -74,6 +75,18 @@ def test_a_result_does_not_depend_on_its_batch(golden_editor, name: str) -> None
     for i in range(4):
         alone = editor.edit(x[i : i + 1], edits[i], image_numbers=[i], **run)[0]
         assert relative_error(together[i], alone) <= 1e-5
+
+
+def test_several_threads(golden_editor) -> None:
+    """One editor, one engine, four threads, each with its own request."""
+    editor = golden_editor("asyrp-ddpm-tiny")
+    x = np.random.default_rng().uniform(-1, 1, (4, 3, 32, 32)).astype(np.float32)
+    run = {"edits": {"attribute0": 0.5}, "steps": 3, "output": "float32"}
+    expected = [editor.edit(x[i : i + 1], **run) for i in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(lambda i: editor.edit(x[i : i + 1], **run), range(4)))
+    for g, e in zip(got, expected, strict=True):
+        assert relative_error(g, e) <= 1e-5
 
 
 def test_weights_stored_as_fp16_are_half_the_size(golden_bundles: Callable[..., Path]) -> None:
