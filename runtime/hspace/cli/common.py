@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import numpy as np
@@ -30,7 +30,13 @@ def stack(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     return lambda f: functools.reduce(lambda g, d: d(g), reversed(decorators), f)
 
 
-class Strength(click.ParamType[tuple[str, float]]):
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[tuple[str, float]]
+else:
+    _ParamType = click.ParamType  # not generic before click 8.4
+
+
+class Strength(_ParamType):
     """NAME=NUMBER."""
 
     name = "NAME=STRENGTH"
