@@ -152,6 +152,7 @@ def export(
     CheckpointError where a component differs from PyTorch by more than `TOLERANCE`, OutputError where the output is
     there (unless `force`); the output then is as it was before.
     """
+    output = output.resolve()  # a link stays one; what it points to is replaced
     if output.exists() and not force:
         raise OutputError(f"{output}: exists already (--force replaces it)")
     if output.exists():
@@ -177,8 +178,12 @@ def export(
         if output.exists():
             old = folder.with_name(f"{folder.name}.old")
             output.rename(old)
-            folder.rename(output)
-            shutil.rmtree(old)
+            try:
+                folder.rename(output)
+            except BaseException:
+                old.rename(output)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
         else:
             folder.rename(output)
         return Report(output, errors, size)

@@ -235,8 +235,8 @@ def _strength(name: str, value: Any) -> float:
 def compile_edit(edits: Mapping[str, float], attributes: Mapping[str, AnyAttribute], n_run: int) -> Edit:
     """One mapping of strengths as an `Edit` for a decode of `n_run` steps. `attributes` holds the named ones, read.
 
-    Strengths are linear; zero leaves an attribute out. A delta's own scale is n_train/n_run, or 1 without n_train;
-    a row has one edit_scale, that of the first delta with an n_train, so the others' strengths make up for it.
+    Strengths are linear; zero leaves an attribute out. An asymmetric delta's own scale is n_train/n_run, or 1 without
+    n_train; a row has one edit_scale, that of the first delta with an n_train; the others' strengths make up for it.
     """
     directions: list[tuple[ZDirection, float]] = []
     deltas: list[tuple[Delta, float]] = []

@@ -16,6 +16,7 @@ from .attributes import Edit, ZDirection, inject
 from .editor import Editor
 from .executors.cpu import Batch, Executor
 from .noise import Noise
+from .plans import Planner
 from .program import Branch, Program
 
 PERCENTILES = (50, 95, 99)
@@ -127,7 +128,8 @@ def _parts(editor: Editor, n: int) -> dict[str, Callable[[], object]]:
     still = _Still(h.shape[1:])
     asymmetric = Edit(deltas=((delta or still, 1.0),), branch=Branch.ASYMMETRIC)
     real, replay = Executor(editor.engine), Executor(_Replay(editor.engine))
-    plain, table = editor.program("decode"), editor.program("edit", t_edit=0, t_boost=0)
+    planner = Planner(editor.bundle)
+    plain, table = editor.program("decode"), planner.decode(planner.plan(t_edit=0, t_boost=0), asymmetric)
     parts["update"] = step(plain, Edit(), replay)
     parts["step"] = step(plain, Edit(), real)
     parts["asymmetric step"] = step(table, asymmetric, real)

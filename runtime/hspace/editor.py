@@ -24,6 +24,7 @@ from .tensors import read_tensors
 
 Float32 = NDArray[np.float32]
 Output = Literal["uint8", "float32"]
+_MOST = 100_000  # images of one call
 Edits = Mapping[str, float] | Sequence[Mapping[str, float]]
 
 
@@ -37,9 +38,11 @@ def open(
     evaluation; by default 65536 / size², at least 1.
     Raises BundleError for a faulty bundle, EngineError for an engine that is unknown or cannot run here.
     """
-    for name, value in (("threads", threads), ("batch_size", batch_size)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ArgumentError(f"{name}: found {value!r}, expected a whole number of at least 1")
+    for name, value, most in (("threads", threads, 1024), ("batch_size", batch_size, _MOST)):
+        if value is not None:
+            check_count(name, value, 1, most)
+    if not isinstance(path, (str, Path)):
+        raise ArgumentError(f"path: found {type(path).__name__}, expected a bundle's folder")
     bundle = Bundle(path)
     return Editor(bundle, open_engine(engine, bundle, threads), batch_size=batch_size)
 
@@ -130,7 +133,7 @@ class Editor:
         Source: Preechakul et al. 2022, equations 2 and 7; Kwon et al. 2023, equation 5.
         """
         plan = self._planner.plan(preset, _one(steps), sampler, t_edit, t_boost)
-        self._check_latent(latent)
+        self.check_latent(latent)
         compiled = self._compile(edits, len(latent), plan)
         programs = self._decode_programs(plan, compiled)
         noise_source = draws(seed, noise, image_numbers, programs, self._shape)
@@ -205,12 +208,12 @@ class Editor:
         latent_a, latent_b: of one image each. Source: Preechakul et al. 2022, section 5.1.
         """
         for latent in (latent_a, latent_b):
-            self._check_latent(latent)
+            self.check_latent(latent)
         if len(latent_a) != 1 or len(latent_b) != 1:
             raise ArgumentError(
                 f"interpolate: found latents of {len(latent_a)} and {len(latent_b)} images, expected 1 and 1"
             )
-        _check_count("frames", frames, 2)
+        check_count("frames", frames, 2)
         w = np.linspace(0, 1, frames)
         z = None
         if latent_a.z_sem is not None and latent_b.z_sem is not None:
@@ -248,8 +251,8 @@ class Editor:
         The seed draws x_T and the latent DDIM's start; x_T (float32 [count, 3, H, W]) and z_noise (float32 [count, D])
         give them instead. Source: Preechakul et al. 2022, section 4.
         """
-        _check_count("count", count, 1)
-        plan = self._planner.plan(preset, steps, sampler, t_edit, t_boost)
+        check_count("count", count)
+        plan = self._planner.plan(preset, _one(steps), sampler, t_edit, t_boost)
         compiled = self._compile(edits, count, plan)
         programs = self._decode_programs(plan, compiled)
         noise_source = draws(seed, noise, None, programs, self._shape)
@@ -288,10 +291,10 @@ class Editor:
 
         Source: Preechakul et al. 2022, section 5.3 (figure 4).
         """
-        self._check_latent(latent)
+        self.check_latent(latent)
         if latent.z_sem is None:
             raise ArgumentError("vary: the model has no z_sem, so nothing of an image would be kept")
-        _check_count("count", count, 1)
+        check_count("count", count)
         z_sem = np.repeat(latent.z_sem, count, axis=0)
         x_T = start("x_T", None, len(z_sem), self._shape, check_seed(seed), Stream.X_T)
         varied = Latent(x_T, z_sem, provenance=latent.provenance)
@@ -320,6 +323,11 @@ class Editor:
     def classes(self) -> list[str]:
         """The names of `classify`'s columns."""
         return [name for name, a in self.attributes.items() if isinstance(a, ZDirection)]
+
+    @property
+    def has_z_sem(self) -> bool:
+        """Whether the model has a semantic code (Diffusion Autoencoders do)."""
+        return self.bundle.manifest.z_sem is not None
 
     @property
     def batch_size(self) -> int:
@@ -385,7 +393,8 @@ class Editor:
         x = self._runner.decode(latent, edits, programs, noise, progress)
         return to_uint8(x) if output == "uint8" else x
 
-    def _check_latent(self, latent: Latent) -> None:
+    def check_latent(self, latent: Latent) -> None:
+        """Raises LatentError where a latent is of other shapes, or was made by another model."""
         manifest = self.bundle.manifest
         if not isinstance(latent, Latent):
             raise ArgumentError(f"latent: found {type(latent).__name__}, expected a hspace.Latent")
@@ -422,9 +431,10 @@ def _one(steps: int | None) -> int | None:
     return steps
 
 
-def _check_count(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ArgumentError(f"{name}: found {value!r}, expected a whole number of at least {least}")
+def check_count(name: str, value: int, least: int = 1, most: int = _MOST) -> None:
+    """Raises ArgumentError for anything but a whole number from `least` to `most`."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= most:
+        raise ArgumentError(f"{name}: found {value!r}, expected a whole number from {least} to {most}")
 
 
 def _check_output(output: str) -> None:

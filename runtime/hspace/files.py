@@ -12,7 +12,7 @@ from .errors import OutputError
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes `data` to `path`, replacing what is there, or leaves everything as it was and raises OutputError."""
-    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}")
+    temporary = path.parent / f".{path.name[:100]}.{secrets.token_hex(6)}"
     try:
         with open(temporary, "xb") as f:
             try:

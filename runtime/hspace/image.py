@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,10 +114,8 @@ def check_files(paths: Sequence[Path], size: int, *, resize: bool = False) -> No
     """Raises ImageError for the first file that `load_images` would refuse for what its header says."""
     for path in paths:
         with _opened(path) as opened:
-            turned = opened.getexif().get(0x0112, 1) >= 5  # EXIF orientations that swap width and height
-            found = (opened.height, opened.width) if turned else opened.size
             if not resize:
-                _check_size(found, str(path), size)
+                _check_size(opened.size, str(path), size)  # a square, so an EXIF rotation changes nothing
 
 
 def _check_header(image: PIL.Image.Image, where: str) -> None:
@@ -126,7 +125,9 @@ def _check_header(image: PIL.Image.Image, where: str) -> None:
     if getattr(image, "n_frames", 1) > 1:
         raise ImageError(f"{where}: an animation, expected a single picture")
     raw = " ".join(str(args) for _, _, _, args in getattr(image, "tile", ()))  # 16-bit RGB opens as mode RGB
-    if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr") or ";16" in raw:
+    if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr") or re.search(
+        r"(?<!BGR);16", raw
+    ):
         found = "16 bits a channel" if "16" in image.mode + raw else f"pixels of mode {image.mode}"
         raise ImageError(f"{where}: found {found}, expected 8 bits a channel")
 

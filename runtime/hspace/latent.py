@@ -30,8 +30,9 @@ class Latent:
     provenance: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.x_T, np.ndarray):
-            raise LatentError(f"x_T: found {type(self.x_T).__name__}, expected float32 [N, 3, H, W]")
+        for name, value in (("x_T", self.x_T), ("z_sem", self.z_sem), ("x_prev", self.x_prev)):
+            if not isinstance(value, np.ndarray) and (name == "x_T" or value is not None):
+                raise LatentError(f"{name}: found {type(value).__name__}, expected a float32 array")
         if not all(isinstance(t, str) for kv in self.provenance.items() for t in kv) or "format" in self.provenance:
             raise LatentError("provenance: expected texts by name, none of them named 'format'")
         if self.x_T.ndim != 4 or self.x_T.dtype != np.float32 or not len(self.x_T):
@@ -64,6 +65,8 @@ class Latent:
     @staticmethod
     def stack(latents: Sequence[Latent]) -> Latent:
         """Several latents of one model as one; what made them is told where they agree on it."""
+        if not latents or not all(isinstance(x, Latent) for x in latents):
+            raise LatentError("latents: expected at least one hspace.Latent, and nothing else")
         first = latents[0]
         told = {k: v for k, v in first.provenance.items() if all(x.provenance.get(k) == v for x in latents)}
         if len({x.provenance.get("checkpoint") for x in latents}) > 1:

@@ -14,6 +14,7 @@ import numpy as np
 from msgspec import Meta, Struct
 
 from .errors import ArgumentError, BundleError
+from .samplers import ETA
 from .schedule import SPACINGS, Schedule, space_timesteps
 
 FORMAT_VERSION = 1
@@ -127,7 +128,7 @@ class Component(File, frozen=True, kw_only=True):
 
 class Attribute(File, frozen=True, kw_only=True):
     """A named edit, as data in a safetensors file. n_train: the step count that a delta was trained at (Asyrp's
-    scale for other step counts is n_train/n_run); None where no such scale applies.
+    scale for other step counts is n_train/n_run, in asymmetric rows); None where no such scale applies.
     """
 
     kind: Literal["z_direction", "delta_block", "delta_h"]
@@ -141,7 +142,7 @@ class Preset(Frozen, frozen=True, kw_only=True):
     encode_steps: Steps
     decode_steps: Steps
     latent_steps: Steps | None = None
-    sampler: Literal["ddim", "ddpm"] = "ddim"
+    sampler: Literal[tuple(ETA)] = "ddim"  # type: ignore[valid-type]
     spacing: Literal[tuple(SPACINGS)]  # type: ignore[valid-type]
     clip: bool
     t_edit: Timestep = 0
@@ -349,6 +350,18 @@ def _signature_faults(m: Manifest) -> Iterator[str]:
             found: dict[str, Shape] = {t.name: tuple(t.shape) for t in declared}
             if found != wanted or len(declared) != len(wanted):
                 yield f"components.{name}.{kind}: found {_shapes(found)}, expected {_shapes(wanted)}"
+            for t in declared:
+                dtype = _dtype(name, t.name, m.components[name].precision)
+                if t.dtype != dtype:
+                    yield f"components.{name}.{kind}: {t.name}: found {t.dtype}, expected {dtype}"
+
+
+def _dtype(component: str, tensor: str, precision: str) -> str:
+    """Of an input or output: whole numbers for t and source; states and codes in float32, the rest in the precision."""
+    if tensor in ("t", "source"):
+        return "int32" if tensor == "t" else "int64"
+    in_float32 = tensor == "z_sem" or component in ("encoder", "latent")
+    return "float16" if precision == "fp16" and not in_float32 else "float32"
 
 
 Shape = tuple[int | str, ...]

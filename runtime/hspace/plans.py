@@ -88,13 +88,17 @@ class Planner:
         return Program.from_rows("latent", samplers.ddim(self._latent_schedule, ts))
 
     def program(self, kind: ProgramKind, plan: Preset, edit: Edit, latent_steps: int | None = None) -> Program:
-        """The program of that kind. "edit" without deltas shows an asymmetric edit at edit_scale 1."""
+        """The program of that kind. "edit" is what an edit runs: where `edit` says nothing, an asymmetric edit of the
+        h-space at edit_scale 1 if the bundle is made for those, and a decode (after z_sem was moved) if it is not.
+        """
         if kind == "encode":
             return self.encode(plan)
         if kind == "latent":
             return self.latent(plan, latent_steps)
         if kind not in ("decode", "edit"):
             raise ArgumentError(f"program: found {kind!r}, expected encode, decode, edit or latent")
-        if kind == "edit" and edit.branch == Branch.NONE:
+        manifest = self._bundle.manifest
+        in_h = manifest.family == "asyrp" or any(a.branch != "none" for a in manifest.attributes.values())
+        if kind == "edit" and edit == Edit() and in_h:
             edit = Edit(branch=Branch.ASYMMETRIC)
         return self.decode(plan, edit)

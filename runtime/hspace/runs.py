@@ -141,10 +141,13 @@ def draws(
     count = len(programs)
     if given is not None:
         check_array("noise", given, (max(int(p.rows["draws"].sum()) for p in programs), count, *shape))
-    image = np.arange(count) if numbers is None else np.asarray(numbers, dtype=np.int64)
-    if image.shape != (count,) or (image < 0).any() or (given is not None and numbers is not None):
-        raise ArgumentError(f"image_numbers: expected {count} whole numbers of at least 0, and no noise beside them")
-    return Noise(check_seed(seed), image, given)
+    image = np.arange(count) if numbers is None else np.array(list(numbers))
+    whole = image.dtype.kind in "iu" and image.shape == (count,) and image.min() >= 0 and image.max() < 2**32
+    if not whole or (given is not None and numbers is not None):
+        raise ArgumentError(
+            f"image_numbers: expected {count} whole numbers from 0 to 2^32 - 1, and no noise beside them"
+        )
+    return Noise(check_seed(seed), image.astype(np.int64), given)
 
 
 def check_array(name: str, array: object, shape: tuple[int, ...]) -> None:

@@ -43,7 +43,8 @@ class Schedule:
     @classmethod
     def from_betas(cls, betas: ArrayLike) -> Schedule:
         """The schedule with the given β (float [T], each within (0, 1)): ᾱ_t = Π_{s ≤ t} (1 − β_s)."""
-        return cls(np.cumprod(1.0 - np.asarray(betas, dtype=np.float64), dtype=np.float64))
+        with np.errstate(all="ignore"):  # what overflows is refused for what it gives
+            return cls(np.cumprod(1.0 - np.asarray(betas, dtype=np.float64), dtype=np.float64))
 
     @classmethod
     def linear(cls, timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:

@@ -172,8 +172,8 @@ REFUSALS: dict[str, tuple[list[str], int, list[str]]] = {
     "sampler": (["--sampler", "euler"], 2, ["sampler: found 'euler', expected one of ddim, ddpm"]),
     "seed": (["--seed", "-1"], 2, ["seed: found -1, expected a whole number from 0 to 2^64 - 1"]),
     "engine": (["--engine", "cuda"], 5, ["engine: found 'cuda', expected auto, onnx, null"]),
-    "threads": (["--threads", "0"], 2, ["threads: found 0, expected a whole number of at least 1"]),
-    "batch size": (["--batch-size", "0"], 2, ["batch_size: found 0, expected a whole number of at least 1"]),
+    "threads": (["--threads", "0"], 2, ["threads: found 0, expected a whole number from 1 to"]),
+    "batch size": (["--batch-size", "0"], 2, ["batch_size: found 0, expected a whole number from 1 to"]),
     "option": (["--strength", "1"], 2, ["No such option", "--strength"]),
     "bundle": (["-b", "nowhere"], 3, ["nowhere: expected a bundle: a folder with a bundle.json"]),
 }
@@ -208,7 +208,7 @@ def test_output_that_cannot_be(cli: Cli, on: list[object], photos: Path, tmp_pat
     cli("edit", photos / "a.png", *on).error(2, "Missing option '-o' / '--output'")
     cli("edit", photos / "a.png", *on, "-o", tmp_path / "x" / "y.png").error(7, "y.png: there is no folder")
     cli("edit", photos / "a.png", *on, "-o", tmp_path / "out.gif").error(2, "found the suffix '.gif', expected one")
-    cli("edit", photos, *on, "-o", photos / "notes.txt").error(7, "notes.txt: cannot be made: File exists")
+    cli("edit", photos, *on, "-o", photos / "notes.txt").error(7, "notes.txt: a file, expected a folder")
     assert names(tmp_path) == ["photos"]
 
 

@@ -234,6 +234,14 @@ FAULTS: dict[str, tuple[Callable[[Json], object], list[str]]] = {
         set_("components.trunk.inputs", [{"name": "x", "dtype": "object", "shape": []}]),
         ["components.trunk.inputs", "object"],
     ),
+    "dtype of t": (
+        lambda m: m["components"]["trunk"]["inputs"][1].update(dtype="int64"),
+        ["components.trunk.inputs: t: found int64, expected int32"],
+    ),
+    "dtype of eps": (
+        lambda m: m["components"]["head"]["outputs"][0].update(dtype="float16"),
+        ["components.head.outputs: eps: found float16, expected float32"],
+    ),
     "attribute's name": (
         lambda m: m["attributes"].update({"a/b": m["attributes"].pop("smile")}),
         ["attributes.a/b: expected `str` matching regex"],

@@ -92,7 +92,7 @@ def test_latent_of_values_that_are_not_finite(value: float) -> None:
 
 
 def test_latent_of_lists() -> None:
-    with refused(LatentError, "x_T: found list, expected float32"):
+    with refused(LatentError, "x_T: found list, expected a float32 array"):
         Latent(X.tolist())
 
 

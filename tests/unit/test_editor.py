@@ -87,6 +87,13 @@ def test_edit_scale_makes_strengths_comparable(null_editor: hspace.Editor) -> No
     assert null_editor.program("edit", edits={"table": 1.0}, steps=2).rows["edit_scale"].max() == 1.0
 
 
+def test_the_program_of_an_edit(null_diffae: hspace.Editor) -> None:
+    """What an edit runs: a moved z_sem is decoded as any other; a bundle with deltas shows an asymmetric table."""
+    decode = null_diffae.program("decode")
+    assert np.array_equal(null_diffae.program("edit", edits={"smile": 1.0}).rows, decode.rows)
+    assert null_diffae.program("edit").rows["branch"].any() and not decode.rows["branch"].any()
+
+
 def test_attributes_combine_by_plain_addition(null_asyrp: hspace.Editor) -> None:
     """Whatever their n_train: a table without one counts the same beside a block as alone."""
     from hspace.attributes import compile_edit
@@ -190,6 +197,11 @@ def test_latents_keep_to_their_file(null_editor: hspace.Editor, tmp_path: Path) 
         (lambda e, x: e.edit(x, {}, t_edit=-1), "t_edit: found -1"),
         (lambda e, x: e.sample(0), "count: found 0"),
         (lambda e, x: e.sample(2, x_T=[1]), "x_T: found list"),
+        (lambda e, x: e.sample(10**13), "count: found 10000000000000"),
+        (lambda e, x: e.sample(1, steps=(2, 3)), "steps: found"),
+        (lambda e, x: e.edit(x, {}, image_numbers=["a"]), "image_numbers: expected 1 whole number"),
+        (lambda e, x: e.edit(x, {}, image_numbers=[2**40]), "image_numbers: expected 1 whole number"),
+        (lambda e, x: e.edit(x, {}, image_numbers=[1.5]), "image_numbers: expected 1 whole number"),
     ],
 )
 def test_refused_before_any_work(null_asyrp: hspace.Editor, monkeypatch, call, message: str) -> None:

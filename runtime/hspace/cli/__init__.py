@@ -85,6 +85,8 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+    except MemoryError:
+        _fail("out of memory: fewer images at a time may fit (--batch-size)", 1)
     except OSError as e:
         _fail(f"{e.filename}: {e.strerror}" if e.filename else str(e.strerror), 1)
 

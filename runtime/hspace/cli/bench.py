@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from .. import bench as benchmark
-from ..errors import ArgumentError
+from ..editor import check_count
 from . import common
 
 
@@ -32,8 +32,7 @@ def bench(batch: int, repeat: int, calls: int, steps: int | None, as_json: bool,
       hspace bench -b bundles/avatars32 --batch 8 --steps 20 --json
     """
     for name, value in (("--batch", batch), ("--repeat", repeat), ("--calls", calls)):
-        if value < 1:
-            raise ArgumentError(f"{name}: found {value}, expected at least 1")
+        check_count(name, value)
     editor = common.open_editor(options)
     found = benchmark.measure(editor, batch=batch, repeat=repeat, calls=calls, steps=steps)
     machine = {

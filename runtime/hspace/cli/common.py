@@ -16,7 +16,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from ..editor import Editor
+from ..editor import Editor, check_count
 from ..editor import open as open_bundle
 from ..errors import ArgumentError, HspaceError, ImageError, OutputError
 from ..image import SUFFIXES, WRITABLE, save_image
@@ -99,6 +99,8 @@ def expand(
     """Files, folders (their files of those suffixes) and glob patterns, as files, in order."""
     found: list[Path] = []
     for text in inputs:
+        if not text:
+            raise error("an input is empty, expected a file, a folder or a pattern")
         path = Path(text)
         if path.is_dir():
             inside = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith("."))
@@ -140,6 +142,8 @@ def is_file_name(output: Path, suffixes: Iterable[str]) -> bool:
         raise ArgumentError(
             f"{output}: found the suffix {suffix!r}, expected one of {', '.join(suffixes)}, or a folder"
         )
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"{output}: a file, expected a folder")
     return False
 
 
@@ -149,9 +153,10 @@ def plan_outputs(
     """What is to be made, and the outputs that exist and are kept. Makes nothing itself.
 
     Where `output` has one of `suffixes` it is the one input's file; else it is a folder, and results are named after
-    their inputs with the first suffix. A single output that exists is an error; in a folder it is kept and skipped.
+    their inputs with the first suffix. A file that exists is an error; in a folder it is kept and skipped.
     """
-    if is_file_name(output, suffixes):
+    single = is_file_name(output, suffixes)
+    if single:
         if len(inputs) != 1:
             raise ArgumentError(f"{output}: found {len(inputs)} inputs for one file, expected a folder")
         jobs = [Job(0, inputs[0], output)]
@@ -164,7 +169,7 @@ def plan_outputs(
         makers[job.target] = job.source
     refuse_inputs([j.target for j in jobs], inputs)
     kept = [j.target for j in jobs if j.target.exists() and not force]
-    if kept and len(jobs) == 1:
+    if kept and single:
         raise OutputError(f"{kept[0]}: exists already (--force replaces it)")
     return [j for j in jobs if j.target not in kept], kept
 
@@ -179,6 +184,7 @@ def refuse_inputs(targets: Sequence[Path], sources: Sequence[Path]) -> None:
 
 def plan_series(output: Path, count: int, force: bool, sources: Sequence[Path]) -> list[Path]:
     """Where `count` images go: one strip, or numbered files in a folder. Nothing that exists is replaced unasked."""
+    check_count("count", count)
     targets = [output] if is_file_name(output, WRITABLE) else [output / f"{i:04d}.png" for i in range(count)]
     refuse_inputs(targets, sources)
     for target in targets:

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..editor import Editor
-from ..errors import LatentError
+from ..errors import ArgumentError, LatentError
 from ..image import WRITABLE, check_files
 from ..latent import Latent
+from ..noise import check_seed
 from . import common
 
 inputs = click.argument("inputs", nargs=-1, required=True)
@@ -122,11 +123,13 @@ def decode(
     files = common.expand(inputs, [common.LATENT_SUFFIX], LatentError)
     jobs, kept = common.plan_outputs(files, output, list(WRITABLE), force)
     editor, edits = common.open_editor(options), common.strengths_of(strengths)
+    for job in jobs:
+        _load_latent(editor, job.source)  # refused before any work, and not all held at once
     start = time.perf_counter()
     chunks = list(common.groups(jobs, editor.batch_size))
     with common.progress("decode", len(chunks)) as on_step:
         for chunk in chunks:
-            latents = [_load_latent(j.source) for j in chunk]
+            latents = [_load_latent(editor, j.source) for j in chunk]
             numbers = [j.number for j in chunk]
             images = editor.decode(Latent.stack(latents), edits, image_numbers=numbers, on_step=on_step, **options)
             for job, pixels in zip(chunk, images, strict=True):
@@ -166,6 +169,7 @@ def interpolate(
     """
     targets = common.plan_series(output, frames, force, [Path(first), Path(second)])
     editor, edits = common.open_editor(options), common.strengths_of(strengths)
+    _check_run(editor, edits, options)
     start = time.perf_counter()
     a, b = (_latent(editor, path, resize, options) for path in (first, second))
     with common.progress("interpolate") as on_step:
@@ -190,7 +194,7 @@ def sample(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Draw COUNT new images. The same seed gives the same images on any machine.
+    """Draw COUNT new images. The same seed gives the same draws on any machine.
 
     The output is a strip where it is an image's name, and a folder where it is not.
 
@@ -236,6 +240,9 @@ def vary(
     """
     targets = common.plan_series(output, count, force, [Path(source)])
     editor, edits = common.open_editor(options), common.strengths_of(strengths)
+    if not editor.has_z_sem:
+        raise ArgumentError("vary: the model has no z_sem, so nothing of an image would be kept")
+    _check_run(editor, edits, options)
     start = time.perf_counter()
     latent = _latent(editor, source, resize, options)
     with common.progress("vary") as on_step:
@@ -274,14 +281,27 @@ def classify(inputs: Sequence[str], resize: bool, as_json: bool, **options: Any)
 def _latent(editor: Editor, path: str, resize: bool, options: dict[str, Any]) -> Latent:
     """A latent's file, or an image, encoded with the command's own options."""
     if Path(path).suffix == common.LATENT_SUFFIX:
-        return _load_latent(Path(path))
-    return editor.encode(path, resize=resize, preset=options["preset"], steps=options["steps"])
+        return _load_latent(editor, Path(path))
+    with common.progress("encode") as on_step:
+        run = {"preset": options["preset"], "steps": options["steps"]}
+        return editor.encode(path, resize=resize, on_step=on_step, **run)
 
 
-def _load_latent(path: Path) -> Latent:
+def _check_run(editor: Editor, edits: dict[str, float], options: dict[str, Any]) -> None:
+    """Refuses what a decode would refuse, before an encode takes its time."""
+    check_seed(options["seed"])
+    names = ("preset", "steps", "sampler", "t_edit", "t_boost")
+    editor.program("decode", edits=edits, **{n: options[n] for n in names})
+
+
+def _load_latent(editor: Editor, path: Path) -> Latent:
     latent = Latent.load(path)
     if len(latent) != 1:
         raise LatentError(f"{path}: holds {len(latent)} images, expected 1")
+    try:
+        editor.check_latent(latent)
+    except LatentError as e:
+        raise LatentError(f"{path}: {e}") from None
     return latent
 
 
