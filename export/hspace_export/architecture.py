@@ -27,11 +27,14 @@ def _shape(state: StateDict, name: str) -> tuple[int, ...]:
     return tuple(state[name].shape)
 
 
-def check_widths(channels: int, channel_mult: Iterable[float]) -> None:
-    """Raises CheckpointError where a level's channels cannot go through a GroupNorm of 32 groups."""
-    for width in (m * channels for m in channel_mult):
+def _multipliers(channels: int, widths: Iterable[int]) -> tuple[float, ...]:
+    """Each level's width over the base one; refused where it cannot go through a GroupNorm of 32 groups."""
+    found = []
+    for width in widths:
         if width % 32:
-            raise CheckpointError(f"found a level of {width:g} channels, expected a multiple of 32")
+            raise CheckpointError(f"found a level of {width} channels, expected a multiple of 32")
+        found.append(width / channels)
+    return tuple(found)
 
 
 def check_heads(widths: Iterable[float], num_heads: int, num_head_channels: int | None) -> None:
@@ -69,7 +72,9 @@ def guided(state: StateDict, *, num_heads: int, num_head_channels: int | None) -
     emb = _shape(state, f"{block}.emb_layers.1.weight")[0]
     return GuidedConfig(
         model_channels=channels,
-        channel_mult=tuple(_shape(state, f"input_blocks.{i}.0.in_layers.2.weight")[0] / channels for i in first),
+        channel_mult=_multipliers(
+            channels, (_shape(state, f"input_blocks.{i}.0.in_layers.2.weight")[0] for i in first)
+        ),
         num_res_blocks=num_res,
         attention_levels=tuple(level for level, i in enumerate(first) if f"input_blocks.{i}.1.qkv.weight" in state),
         embed_channels=embed,
@@ -86,9 +91,11 @@ def ddpm(state: StateDict) -> DdpmConfig:
     """The DDPM U-Net."""
     channels = _shape(state, "conv_in.weight")[0]
     levels = range(_count(state, "down.{}."))
+    _multipliers(channels, [channels])  # the first convolution's output meets a norm too
+    widths = [_shape(state, f"down.{i}.block.0.conv1.weight")[0] for i in levels]
     return DdpmConfig(
         model_channels=channels,
-        channel_mult=tuple(_shape(state, f"down.{i}.block.0.conv1.weight")[0] / channels for i in levels),
+        channel_mult=_multipliers(channels, widths),
         num_res_blocks=_count(state, "down.0.block.{}."),
         attention_levels=tuple(i for i in levels if f"down.{i}.attn.0.q.weight" in state),
         out_channels=_shape(state, "conv_out.weight")[0],
@@ -106,7 +113,9 @@ def encoder(state: StateDict, *, num_res_blocks: int, num_heads: int) -> Encoder
     first = [1 + level * (num_res_blocks + 1) for level in range(blocks // (num_res_blocks + 1))]
     return EncoderConfig(
         model_channels=channels,
-        channel_mult=tuple(_shape(state, f"input_blocks.{i}.0.in_layers.2.weight")[0] / channels for i in first),
+        channel_mult=_multipliers(
+            channels, (_shape(state, f"input_blocks.{i}.0.in_layers.2.weight")[0] for i in first)
+        ),
         num_res_blocks=num_res_blocks,
         attention_levels=tuple(level for level, i in enumerate(first) if f"input_blocks.{i}.1.qkv.weight" in state),
         z_channels=_shape(state, "out.3.weight")[0],

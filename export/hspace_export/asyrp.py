@@ -80,9 +80,7 @@ def _network(checkpoint: Path, state: StateDict, layout: str, settings: Settings
     unet: DdpmUNet | GuidedUNet
     try:
         if layout == "ddpm":
-            ddpm = architecture.ddpm(state)
-            architecture.check_widths(ddpm.model_channels, (1, *ddpm.channel_mult))
-            unet = DdpmUNet(ddpm)
+            unet = DdpmUNet(architecture.ddpm(state))
         else:
             if settings.num_head_channels is None and settings.num_heads is None:
                 raise ArgumentError("the weights cannot tell the attention heads; give --preset or --num-head-channels")
@@ -93,7 +91,6 @@ def _network(checkpoint: Path, state: StateDict, layout: str, settings: Settings
             )
             attends = [config.channel_mult[i] for i in {*config.attention_levels, len(config.channel_mult) - 1}]
             widths = [m * config.model_channels for m in attends]
-            architecture.check_widths(config.model_channels, config.channel_mult)
             architecture.check_heads(widths, config.num_heads, config.num_head_channels)
             unet = GuidedUNet(config)
     except (CheckpointError, ArgumentError) as e:

@@ -144,8 +144,6 @@ def _networks(checkpoint: Path, ema: StateDict, settings: Settings, preset: str 
             raise CheckpointError("time_embed.time_embed.0.weight: missing: the U-Net takes no z_sem")
         enc_res = settings.enc_num_res_blocks or config.num_res_blocks
         enc_config = architecture.encoder(enc, num_res_blocks=enc_res, num_heads=heads)
-        architecture.check_widths(config.model_channels, config.channel_mult)
-        architecture.check_widths(enc_config.model_channels, enc_config.channel_mult)
     except CheckpointError as e:
         raise CheckpointError(f"{checkpoint}: {e}") from None
     if preset is not None and config.channel_mult != PRESETS[preset][1]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from .attributes import Edit, ZDirection, check_names, compile_edit, read_attribute
 from .bundle import Bundle
+from .checks import MOST_IMAGES, check_whole
 from .engines import open_engine
 from .errors import ArgumentError, BundleError, LatentError
 from .image import Images, load_images, to_uint8
@@ -24,7 +25,6 @@ from .tensors import read_tensors
 
 Float32 = NDArray[np.float32]
 Output = Literal["uint8", "float32"]
-_MOST = 100_000  # images of one call
 Edits = Mapping[str, float] | Sequence[Mapping[str, float]]
 
 
@@ -38,9 +38,9 @@ def open(
     evaluation; by default 65536 / size², at least 1.
     Raises BundleError for a faulty bundle, EngineError for an engine that is unknown or cannot run here.
     """
-    for name, value, most in (("threads", threads, 1024), ("batch_size", batch_size, _MOST)):
+    for name, value, most in (("threads", threads, 1024), ("batch_size", batch_size, MOST_IMAGES)):
         if value is not None:
-            check_count(name, value, 1, most)
+            check_whole(name, value, 1, most)
     if not isinstance(path, (str, Path)):
         raise ArgumentError(f"path: found {type(path).__name__}, expected a bundle's folder")
     bundle = Bundle(path)
@@ -183,8 +183,18 @@ class Editor:
         output: Output = "uint8",
     ) -> NDArray[Any]:
         """Encodes, then decodes unchanged: what the model makes of the images themselves."""
-        run: dict[str, Any] = {"preset": preset, "steps": steps, "sampler": sampler, "seed": seed, "noise": noise}
-        return self.edit(images, None, **run, resize=resize, on_step=on_step, output=output)
+        return self.edit(
+            images,
+            None,
+            preset=preset,
+            steps=steps,
+            sampler=sampler,
+            seed=seed,
+            noise=noise,
+            resize=resize,
+            on_step=on_step,
+            output=output,
+        )
 
     def interpolate(
         self,
@@ -213,20 +223,25 @@ class Editor:
             raise ArgumentError(
                 f"interpolate: found latents of {len(latent_a)} and {len(latent_b)} images, expected 1 and 1"
             )
-        check_count("frames", frames, 2)
+        check_whole("frames", frames, 2)
         w = np.linspace(0, 1, frames)
         z = None
         if latent_a.z_sem is not None and latent_b.z_sem is not None:
             z = ((1 - w)[:, None] * latent_a.z_sem + w[:, None] * latent_b.z_sem).astype(np.float32)
         between = Latent(slerp(latent_a.x_T[0], latent_b.x_T[0], w), z, provenance=latent_a.provenance)
-        run: dict[str, Any] = {
-            "preset": preset,
-            "steps": steps,
-            "sampler": sampler,
-            "t_edit": t_edit,
-            "t_boost": t_boost,
-        }
-        return self.decode(between, edits, **run, seed=seed, noise=noise, on_step=on_step, output=output)
+        return self.decode(
+            between,
+            edits,
+            preset=preset,
+            steps=steps,
+            sampler=sampler,
+            t_edit=t_edit,
+            t_boost=t_boost,
+            seed=seed,
+            noise=noise,
+            on_step=on_step,
+            output=output,
+        )
 
     def sample(
         self,
@@ -251,7 +266,7 @@ class Editor:
         The seed draws x_T and the latent DDIM's start; x_T (float32 [count, 3, H, W]) and z_noise (float32 [count, D])
         give them instead. Source: Preechakul et al. 2022, section 4.
         """
-        check_count("count", count)
+        check_whole("count", count)
         plan = self._planner.plan(preset, _one(steps), sampler, t_edit, t_boost)
         compiled = self._compile(edits, count, plan)
         programs = self._decode_programs(plan, compiled)
@@ -292,20 +307,25 @@ class Editor:
         Source: Preechakul et al. 2022, section 5.3 (figure 4).
         """
         self.check_latent(latent)
-        if latent.z_sem is None:
-            raise ArgumentError("vary: the model has no z_sem, so nothing of an image would be kept")
-        check_count("count", count)
+        self.check_can_vary()
+        assert latent.z_sem is not None  # as the model has one, and the latent is of the model
+        check_whole("count", count)
         z_sem = np.repeat(latent.z_sem, count, axis=0)
         x_T = start("x_T", None, len(z_sem), self._shape, check_seed(seed), Stream.X_T)
         varied = Latent(x_T, z_sem, provenance=latent.provenance)
-        run: dict[str, Any] = {
-            "preset": preset,
-            "steps": steps,
-            "sampler": sampler,
-            "t_edit": t_edit,
-            "t_boost": t_boost,
-        }
-        return self.decode(varied, edits, **run, seed=seed, noise=noise, on_step=on_step, output=output)
+        return self.decode(
+            varied,
+            edits,
+            preset=preset,
+            steps=steps,
+            sampler=sampler,
+            t_edit=t_edit,
+            t_boost=t_boost,
+            seed=seed,
+            noise=noise,
+            on_step=on_step,
+            output=output,
+        )
 
     def classify(self, images: Images, *, resize: bool = False) -> Float32:
         """float32 [N, K]: logits of the bundle's z_direction attributes, in its order (`classes`).
@@ -324,10 +344,10 @@ class Editor:
         """The names of `classify`'s columns."""
         return [name for name, a in self.attributes.items() if isinstance(a, ZDirection)]
 
-    @property
-    def has_z_sem(self) -> bool:
-        """Whether the model has a semantic code (Diffusion Autoencoders do)."""
-        return self.bundle.manifest.z_sem is not None
+    def check_can_vary(self) -> None:
+        """Raises ArgumentError where the model has no semantic code (Diffusion Autoencoders have one)."""
+        if self.bundle.manifest.z_sem is None:
+            raise ArgumentError("vary: the model has no z_sem, so nothing of an image would be kept")
 
     @property
     def batch_size(self) -> int:
@@ -429,12 +449,6 @@ def _one(steps: int | None) -> int | None:
     if isinstance(steps, tuple):
         raise ArgumentError(f"steps: found {steps!r}, expected a whole number")
     return steps
-
-
-def check_count(name: str, value: int, least: int = 1, most: int = _MOST) -> None:
-    """Raises ArgumentError for anything but a whole number from `least` to `most`."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= most:
-        raise ArgumentError(f"{name}: found {value!r}, expected a whole number from {least} to {most}")
 
 
 def _check_output(output: str) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .attributes import Edit
+from .checks import check_array
 from .engines import Engine
 from .errors import ArgumentError, Cancelled, EngineError
 from .executors.cpu import Batch, Executor
@@ -148,12 +149,3 @@ def draws(
             f"image_numbers: expected {count} whole numbers from 0 to 2^32 - 1, and no noise beside them"
         )
     return Noise(check_seed(seed), image.astype(np.int64), given)
-
-
-def check_array(name: str, array: object, shape: tuple[int, ...]) -> None:
-    """Raises ArgumentError for anything but finite float32 of that shape."""
-    if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.shape != shape:
-        found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise ArgumentError(f"{name}: found {found}, expected float32 {list(shape)}")
-    if not np.isfinite(array).all():
-        raise ArgumentError(f"{name}: has values that are not finite")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .checks import check_whole
 from .errors import ArgumentError
 
 Timesteps = NDArray[np.int64]
@@ -112,6 +113,5 @@ def space_timesteps(spacing: str, steps: int, total: int) -> Timesteps:
     """
     if spacing not in SPACINGS:
         raise ArgumentError(f"spacing: found {spacing!r}, expected one of {', '.join(SPACINGS)}")
-    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or not 1 <= steps <= min(1000, total):
-        raise ArgumentError(f"steps: found {steps!r}, expected a whole number from 1 to {min(1000, total)}")
+    check_whole("steps", steps, 1, min(1000, total))
     return SPACINGS[spacing](int(steps), total)

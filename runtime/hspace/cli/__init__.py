@@ -92,6 +92,10 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
-    click.echo(f"hspace: error: {shown}", err=True)
+    click.echo(f"hspace: error: {printable(message)}", err=True)
     sys.exit(code)
+
+
+def printable(text: str) -> str:
+    """`text` with everything that is not printable written as an escape, so that nothing in it steers a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

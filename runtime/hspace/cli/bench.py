@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from .. import bench as benchmark
-from ..editor import check_count
+from ..checks import check_whole
 from . import common
 
 
@@ -32,7 +32,7 @@ def bench(batch: int, repeat: int, calls: int, steps: int | None, as_json: bool,
       hspace bench -b bundles/avatars32 --batch 8 --steps 20 --json
     """
     for name, value in (("--batch", batch), ("--repeat", repeat), ("--calls", calls)):
-        check_count(name, value)
+        check_whole(name, value)
     editor = common.open_editor(options)
     found = benchmark.measure(editor, batch=batch, repeat=repeat, calls=calls, steps=steps)
     machine = {

@@ -6,6 +6,7 @@ import functools
 import glob
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -13,14 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-import numpy as np
-from numpy.typing import NDArray
 
-from ..editor import Editor, check_count
+from ..checks import check_whole
+from ..editor import Editor
 from ..editor import open as open_bundle
 from ..errors import ArgumentError, HspaceError, ImageError, OutputError
-from ..image import SUFFIXES, WRITABLE, save_image
+from ..image import SUFFIXES, WRITABLE
 from ..runs import OnStep, Step
+from . import printable
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -184,7 +185,7 @@ def refuse_inputs(targets: Sequence[Path], sources: Sequence[Path]) -> None:
 
 def plan_series(output: Path, count: int, force: bool, sources: Sequence[Path]) -> list[Path]:
     """Where `count` images go: one strip, or numbered files in a folder. Nothing that exists is replaced unasked."""
-    check_count("count", count)
+    check_whole("count", count)
     targets = [output] if is_file_name(output, WRITABLE) else [output / f"{i:04d}.png" for i in range(count)]
     refuse_inputs(targets, sources)
     for target in targets:
@@ -193,23 +194,12 @@ def plan_series(output: Path, count: int, force: bool, sources: Sequence[Path]) 
     return targets
 
 
-def save(target: Path, pixels: NDArray[np.uint8]) -> None:
-    """Writes an image, in a folder that is made where it is missing."""
-    make_folder(target.parent)
-    save_image(target, pixels)
-
-
 def make_folder(path: Path) -> None:
     """Makes a folder for outputs, when the first of them is there to be written."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise OutputError(f"{path}: cannot be made: {e.strerror}") from None
-
-
-def groups(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    """`items` in runs of at most `size`."""
-    return (items[i : i + size] for i in range(0, len(items), size))
 
 
 @contextmanager
@@ -224,6 +214,26 @@ def progress(label: str, parts: int = 1) -> Iterator[OnStep]:
         yield on_step
 
 
+def run_jobs(
+    label: str,
+    editor: Editor,
+    planned: tuple[list[Job], list[Path]],
+    as_json: bool,
+    make: Callable[[Sequence[Job], OnStep], Iterable[Any]],
+    write: Callable[[Path, Any], None],
+) -> None:
+    """Makes and writes the results of all jobs, a batch at a time, and says what was written and what was kept."""
+    jobs, kept = planned
+    start = time.perf_counter()
+    chunks = [jobs[i : i + editor.batch_size] for i in range(0, len(jobs), editor.batch_size)]
+    with progress(label, len(chunks)) as on_step:
+        for chunk in chunks:
+            for job, result in zip(chunk, make(chunk, on_step), strict=True):
+                make_folder(job.target.parent)
+                write(job.target, result)
+    wrote(as_json, [j.target for j in jobs], kept, time.perf_counter() - start, editor)
+
+
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns padded to their widest cell: the first to the left, the others to the right."""
     widths = [max(len(r[i]) for r in [headers, *rows]) for i in range(len(headers))]
@@ -236,12 +246,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def emit(as_json: bool, found: dict[str, Any], text: str) -> None:
     """Prints one or the other. A bundle's texts are not ours, so nothing that steers a terminal gets through."""
-    click.echo(json.dumps(found, indent=1) if as_json else printable(text))
-
-
-def printable(text: str) -> str:
-    """`text` with everything that is neither printable nor a line break written as an escape."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    click.echo(json.dumps(found, indent=1) if as_json else "\n".join(map(printable, text.split("\n"))))
 
 
 def wrote(as_json: bool, outputs: Sequence[Path], kept: Sequence[Path], seconds: float, editor: Editor) -> None:

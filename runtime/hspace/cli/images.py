@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..editor import Editor
-from ..errors import ArgumentError, LatentError
-from ..image import WRITABLE, check_files
+from ..errors import LatentError
+from ..image import WRITABLE, check_files, save_image
 from ..latent import Latent
 from ..noise import check_seed
+from ..runs import OnStep
 from . import common
 
 inputs = click.argument("inputs", nargs=-1, required=True)
@@ -51,22 +52,19 @@ def edit(
       hspace edit photos/ -b bundles/avatars32 --set Beard=0.4 --set Dark_Skin=-0.2 -o edited/
       hspace edit 'photos/*.jpg' -b faces --set smile=1 --resize --steps 20 -o edited/
     """
-    jobs, kept = common.plan_outputs(common.expand(inputs), output, list(WRITABLE), force)
+    planned = common.plan_outputs(common.expand(inputs), output, list(WRITABLE), force)
     editor, edits = common.open_editor(options), common.strengths_of(strengths)
-    check_files([j.source for j in jobs], editor.size, resize=options["resize"])
+    check_files([j.source for j in planned[0]], editor.size, resize=options["resize"])
     both: int | tuple[int, int] | None = steps
     if encode_steps is not None:
         preset = editor.bundle.preset(options["preset"])[1]
         both = (encode_steps, preset.decode_steps if steps is None else steps)
-    start = time.perf_counter()
-    chunks = list(common.groups(jobs, editor.batch_size))
-    with common.progress("edit", len(chunks)) as on_step:
-        for chunk in chunks:
-            sources, numbers = [j.source for j in chunk], [j.number for j in chunk]
-            images = editor.edit(sources, edits, steps=both, image_numbers=numbers, on_step=on_step, **options)
-            for job, pixels in zip(chunk, images, strict=True):
-                common.save(job.target, pixels)
-    common.wrote(as_json, [j.target for j in jobs], kept, time.perf_counter() - start, editor)
+
+    def make(jobs: Sequence[common.Job], on_step: OnStep) -> NDArray[np.uint8]:
+        sources, numbers = [j.source for j in jobs], [j.number for j in jobs]
+        return editor.edit(sources, edits, steps=both, image_numbers=numbers, on_step=on_step, **options)
+
+    common.run_jobs("edit", editor, planned, as_json, make, save_image)
 
 
 @click.command()
@@ -84,18 +82,14 @@ def encode(inputs: Sequence[str], output: Path, force: bool, as_json: bool, **op
       hspace encode face.png -b bundles/avatars32 -o face.safetensors
       hspace encode photos/ -b bundles/avatars32 --steps 100 -o latents/
     """
-    jobs, kept = common.plan_outputs(common.expand(inputs), output, [common.LATENT_SUFFIX], force)
+    planned = common.plan_outputs(common.expand(inputs), output, [common.LATENT_SUFFIX], force)
     editor = common.open_editor(options)
-    check_files([j.source for j in jobs], editor.size, resize=options["resize"])
-    start = time.perf_counter()
-    chunks = list(common.groups(jobs, editor.batch_size))
-    with common.progress("encode", len(chunks)) as on_step:
-        for chunk in chunks:
-            latents = editor.encode([j.source for j in chunk], on_step=on_step, **options)
-            for job, latent in zip(chunk, latents, strict=True):
-                common.make_folder(job.target.parent)
-                latent.save(job.target)
-    common.wrote(as_json, [j.target for j in jobs], kept, time.perf_counter() - start, editor)
+    check_files([j.source for j in planned[0]], editor.size, resize=options["resize"])
+
+    def make(jobs: Sequence[common.Job], on_step: OnStep) -> Latent:
+        return editor.encode([j.source for j in jobs], on_step=on_step, **options)
+
+    common.run_jobs("encode", editor, planned, as_json, make, lambda path, latent: latent.save(path))
 
 
 @click.command()
@@ -121,20 +115,16 @@ def decode(
       hspace decode latents/ -b bundles/avatars32 -o images/
     """
     files = common.expand(inputs, [common.LATENT_SUFFIX], LatentError)
-    jobs, kept = common.plan_outputs(files, output, list(WRITABLE), force)
+    planned = common.plan_outputs(files, output, list(WRITABLE), force)
     editor, edits = common.open_editor(options), common.strengths_of(strengths)
-    for job in jobs:
+    for job in planned[0]:
         _load_latent(editor, job.source)  # refused before any work, and not all held at once
-    start = time.perf_counter()
-    chunks = list(common.groups(jobs, editor.batch_size))
-    with common.progress("decode", len(chunks)) as on_step:
-        for chunk in chunks:
-            latents = [_load_latent(editor, j.source) for j in chunk]
-            numbers = [j.number for j in chunk]
-            images = editor.decode(Latent.stack(latents), edits, image_numbers=numbers, on_step=on_step, **options)
-            for job, pixels in zip(chunk, images, strict=True):
-                common.save(job.target, pixels)
-    common.wrote(as_json, [j.target for j in jobs], kept, time.perf_counter() - start, editor)
+
+    def make(jobs: Sequence[common.Job], on_step: OnStep) -> NDArray[np.uint8]:
+        latent, numbers = Latent.stack([_load_latent(editor, j.source) for j in jobs]), [j.number for j in jobs]
+        return editor.decode(latent, edits, image_numbers=numbers, on_step=on_step, **options)
+
+    common.run_jobs("decode", editor, planned, as_json, make, save_image)
 
 
 @click.command()
@@ -240,8 +230,7 @@ def vary(
     """
     targets = common.plan_series(output, count, force, [Path(source)])
     editor, edits = common.open_editor(options), common.strengths_of(strengths)
-    if not editor.has_z_sem:
-        raise ArgumentError("vary: the model has no z_sem, so nothing of an image would be kept")
+    editor.check_can_vary()
     _check_run(editor, edits, options)
     start = time.perf_counter()
     latent = _latent(editor, source, resize, options)
@@ -267,9 +256,8 @@ def classify(inputs: Sequence[str], resize: bool, as_json: bool, **options: Any)
     files = common.expand(inputs)
     editor = common.open_editor(options)
     check_files(files, editor.size, resize=resize)
-    scores = np.concatenate(
-        [editor.classify(chunk, resize=resize) for chunk in common.groups(files, editor.batch_size)]
-    )
+    chunks = [files[i : i + editor.batch_size] for i in range(0, len(files), editor.batch_size)]
+    scores = np.concatenate([editor.classify(chunk, resize=resize) for chunk in chunks])
     found = {
         "classes": editor.classes,
         "images": [{"file": str(f), "logits": [float(v) for v in row]} for f, row in zip(files, scores, strict=True)],
@@ -309,4 +297,5 @@ def _save_series(targets: list[Path], images: NDArray[np.uint8]) -> None:
     """All images, or one strip of them."""
     each = images if len(targets) == len(images) else [np.concatenate(list(images), axis=1)]
     for target, pixels in zip(targets, each, strict=True):
-        common.save(target, pixels)
+        common.make_folder(target.parent)
+        save_image(target, pixels)
