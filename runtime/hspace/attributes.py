@@ -4,6 +4,8 @@
     delta_block   Δh_t = f_t(h_t, temb), a small network         Kwon et al. 2023, section 3.3
     delta_h       Δh_t from a table over timesteps               Kwon et al. 2023, section 3.5; Haas et al. 2024
 
+and, made by a call and kept in no file, `Content`: Δh_t from another image's h.
+
 Each is one safetensors file; `read_attribute` checks its tensors against the bundle and returns the object
 that applies it.
 """
@@ -23,6 +25,7 @@ from numpy.typing import NDArray
 
 from .bundle import Bundle, h_shape
 from .errors import ArgumentError, BundleError
+from .latent import slerp
 from .manifest import Attribute
 from .program import Branch
 from .tensors import Tensors, read_tensors
@@ -126,9 +129,39 @@ class DeltaTable:
     branch: Branch
 
     def delta_h(self, h: Float32, temb: Float32, t: NDArray[np.int32]) -> Float32:
-        nearest = np.abs(self.timesteps[None, :] - t[:, None].astype(np.int64)).argmin(axis=1)
-        found: Float32 = self.table[nearest]
-        return found
+        return _nearest(self.timesteps, self.table, t)
+
+
+def _nearest(timesteps: NDArray[np.int64], table: Float32, t: NDArray[np.int32]) -> Float32:
+    """The rows of `table` (float32 [K, …]) whose timesteps (int64 [K]) are nearest to t (int32 [N])."""
+    nearest = np.abs(timesteps[None, :] - t[:, None].astype(np.int64)).argmin(axis=1)
+    found: Float32 = table[nearest]
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """Another image's h, step by step: Δh that turns h towards it, h ← slerp(h, ‖h‖·h'/‖h'‖; strength).
+
+    timesteps: int64 [K], ascending; table: float32 [K, C, H, W], h' over that image's inversion. strength: 0 (h stays)
+    … 1 (h' at h's norm). mask: float32 [H, W] in [0, 1], where to do so; None for everywhere.
+    Source: Jeong et al. 2024 (InjectFusion), section 3.1, as Asyrp's code has it ("DiffStyle").
+    """
+
+    timesteps: NDArray[np.int64]
+    table: Float32
+    strength: float
+    mask: Float32 | None = None
+    branch: Branch = Branch.ASYMMETRIC
+    n_train: int | None = None
+
+    def delta_h(self, h: Float32, temb: Float32, t: NDArray[np.int32]) -> Float32:
+        mask = np.float32(1) if self.mask is None else self.mask
+        moved = np.zeros_like(h)
+        for i, (own, other) in enumerate(zip(h * mask, _nearest(self.timesteps, self.table, t) * mask, strict=True)):
+            at_own_norm = other * np.float32(_norm(own) / max(_norm(other), 1e-30))
+            moved[i] = slerp(own, at_own_norm, np.array([self.strength]))[0] - own
+        return moved
 
 
 def _norm(weight: Float32) -> float:
@@ -223,16 +256,16 @@ def check_names(names: Iterable[str], known: Iterable[str], what: str) -> None:
             raise ArgumentError(f"{what}: the bundle has no attribute {str(name)[:100]!r}{hint}")
 
 
-def _strength(name: str, value: Any) -> float:
-    """A strength as a float that is finite in float32 too."""
+def check_number(where: str, what: str, value: Any) -> float:
+    """`value` as a float that is finite in float32 too; raises ArgumentError for anything else."""
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         with contextlib.suppress(OverflowError):
             if abs(float(value)) <= float(np.finfo(np.float32).max):
                 return float(value)
-    raise ArgumentError(f"edits: {name}: found strength {repr(value)[:50]}, expected a number that float32 can hold")
+    raise ArgumentError(f"{where}: found {what} {repr(value)[:50]}, expected a number that float32 can hold")
 
 
-def compile_edit(edits: Mapping[str, float], attributes: Mapping[str, AnyAttribute], n_run: int) -> Edit:
+def compile_edit(edits: Mapping[str, float], attributes: Mapping[str, AnyAttribute | Content], n_run: int) -> Edit:
     """One mapping of strengths as an `Edit` for a decode of `n_run` steps. `attributes` holds the named ones, read.
 
     Strengths are linear; zero leaves an attribute out. An asymmetric delta's own scale is n_train/n_run, or 1 without
@@ -241,7 +274,7 @@ def compile_edit(edits: Mapping[str, float], attributes: Mapping[str, AnyAttribu
     directions: list[tuple[ZDirection, float]] = []
     deltas: list[tuple[Delta, float]] = []
     for name, strength in edits.items():
-        value, attribute = _strength(name, strength), attributes[name]
+        value, attribute = check_number(f"edits: {name}", "strength", strength), attributes[name]
         if value == 0:
             continue
         if isinstance(attribute, ZDirection):

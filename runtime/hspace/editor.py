@@ -2,30 +2,46 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .attributes import Edit, ZDirection, check_names, compile_edit, read_attribute
-from .bundle import Bundle
-from .checks import MOST_IMAGES, check_whole
+from .attributes import Content, Edit, ZDirection, check_names, check_number, compile_edit, read_attribute
+from .bundle import Bundle, h_shape
+from .checks import MOST_IMAGES, check_array, check_whole
 from .engines import open_engine
 from .errors import ArgumentError, BundleError, LatentError
 from .image import Images, load_images, to_uint8
-from .latent import Latent
+from .latent import Latent, slerp
 from .manifest import Preset
 from .noise import Noise, Stream, check_seed
 from .plans import Planner, ProgramKind
 from .program import Branch, Program
+from .recorders import HRecorder, Timeline
 from .runs import OnStep, Progress, Runner, draws, start
 from .tensors import read_tensors
 
 Float32 = NDArray[np.float32]
 Output = Literal["uint8", "float32"]
 Edits = Mapping[str, float] | Sequence[Mapping[str, float]]
+
+
+class Run(TypedDict, total=False):
+    """How to run, as `Editor.decode` takes it; what calls that end in a decode pass on."""
+
+    preset: str | None
+    steps: int | None
+    sampler: str | None
+    t_edit: int | None
+    t_boost: int | None
+    seed: int
+    noise: Float32 | None
+    on_step: OnStep | None
+    output: Output
 
 
 def open(
@@ -108,7 +124,8 @@ class Editor:
         x = load_images(images, self.size, resize=resize)
         plan = self._planner.plan(preset, _one(steps))
         program = self._planner.encode(plan)
-        return self._encode(x, plan, preset, program, self._runner.progress(on_step, len(x), program))
+        progress = Progress(on_step, self._runner.evaluations(len(x), program))
+        return self._encode(x, plan, preset, program, progress)
 
     def decode(
         self,
@@ -138,7 +155,7 @@ class Editor:
         programs = self._decode_programs(plan, compiled)
         noise_source = draws(seed, noise, image_numbers, programs, self._shape)
         _check_output(output)
-        progress = self._runner.progress(on_step, len(latent), programs[0])
+        progress = Progress(on_step, self._runner.evaluations(len(latent), programs[0]))
         return self._decode(latent, compiled, programs, noise_source, progress, output)
 
     def edit(
@@ -165,36 +182,13 @@ class Editor:
         program, programs = self._planner.encode(plan), self._decode_programs(plan, compiled)
         noise_source = draws(seed, noise, image_numbers, programs, self._shape)
         _check_output(output)
-        progress = self._runner.progress(on_step, len(x), program, programs[0])
+        progress = Progress(on_step, self._runner.evaluations(len(x), program, programs[0]))
         latent = self._encode(x, plan, preset, program, progress)
         return self._decode(latent, compiled, programs, noise_source, progress, output)
 
-    def reconstruct(
-        self,
-        images: Images,
-        *,
-        preset: str | None = None,
-        steps: int | tuple[int, int] | None = None,
-        sampler: str | None = None,
-        seed: int = 0,
-        noise: Float32 | None = None,
-        resize: bool = False,
-        on_step: OnStep | None = None,
-        output: Output = "uint8",
-    ) -> NDArray[Any]:
-        """Encodes, then decodes unchanged: what the model makes of the images themselves."""
-        return self.edit(
-            images,
-            None,
-            preset=preset,
-            steps=steps,
-            sampler=sampler,
-            seed=seed,
-            noise=noise,
-            resize=resize,
-            on_step=on_step,
-            output=output,
-        )
+    def reconstruct(self, images: Images, *, resize: bool = False, **run: Unpack[Run]) -> NDArray[Any]:
+        """Encodes, then decodes unchanged: what the model makes of the images themselves. run: as `edit` takes it."""
+        return self.edit(images, None, resize=resize, **run)
 
     def interpolate(
         self,
@@ -203,19 +197,11 @@ class Editor:
         frames: int = 8,
         *,
         edits: Mapping[str, float] | None = None,
-        preset: str | None = None,
-        steps: int | None = None,
-        sampler: str | None = None,
-        t_edit: int | None = None,
-        t_boost: int | None = None,
-        seed: int = 0,
-        noise: Float32 | None = None,
-        on_step: OnStep | None = None,
-        output: Output = "uint8",
+        **run: Unpack[Run],
     ) -> NDArray[Any]:
         """`frames` images from one latent to another, both ends included: z_sem linear, x_T spherical.
 
-        latent_a, latent_b: of one image each. Source: Preechakul et al. 2022, section 5.1.
+        latent_a, latent_b: of one image each. run: as `decode` takes it. Source: Preechakul et al. 2022, section 5.1.
         """
         for latent in (latent_a, latent_b):
             self.check_latent(latent)
@@ -229,25 +215,109 @@ class Editor:
         if latent_a.z_sem is not None and latent_b.z_sem is not None:
             z = ((1 - w)[:, None] * latent_a.z_sem + w[:, None] * latent_b.z_sem).astype(np.float32)
         between = Latent(slerp(latent_a.x_T[0], latent_b.x_T[0], w), z, provenance=latent_a.provenance)
-        return self.decode(
-            between,
-            edits,
-            preset=preset,
-            steps=steps,
-            sampler=sampler,
-            t_edit=t_edit,
-            t_boost=t_boost,
-            seed=seed,
-            noise=noise,
-            on_step=on_step,
-            output=output,
-        )
+        return self.decode(between, edits, **run)
+
+    def sweep(
+        self,
+        latent: Latent,
+        strengths: Mapping[str, Sequence[float]],
+        *,
+        edits: Mapping[str, float] | None = None,
+        **run: Unpack[Run],
+    ) -> NDArray[Any]:
+        """Every image at every strength of one attribute, or of two in all combinations.
+
+        strengths: name → strengths. Returns [N, K, …] for one attribute and [N, K, L, …] for two, of what `decode`
+        returns; the variants of an image share its draws. edits: others, the same in all. run: as `decode` takes it.
+        """
+        if not isinstance(strengths, Mapping) or not 1 <= len(strengths) <= 2 or not all(map(len, strengths.values())):
+            raise ArgumentError("strengths: expected a mapping from one or two attributes to strengths, at least one")
+        if edits is not None and not strengths.keys().isdisjoint(edits):
+            raise ArgumentError("edits: names an attribute that is swept")
+        self.check_latent(latent)
+        grid = [dict(zip(strengths, values, strict=True)) for values in itertools.product(*strengths.values())]
+        every = Latent.stack([one for one in latent for _ in grid])
+        mappings = [{**(edits or {}), **point} for _ in latent for point in grid]
+        numbers = None if run.get("noise") is not None else np.repeat(np.arange(len(latent)), len(grid)).tolist()
+        found = self.decode(every, mappings, image_numbers=numbers, **run)
+        return found.reshape(len(latent), *map(len, strengths.values()), *found.shape[1:])
+
+    def timeline(
+        self, latent: Latent, frames: int = 8, *, edits: Edits | None = None, **run: Unpack[Run]
+    ) -> tuple[NDArray[np.int64], NDArray[Any]]:
+        """What a decode sees of its image along the way: P_t at `frames` of its steps, the first and last among them.
+
+        Returns the timesteps, int64 [F], and the images, [F, N, …] of what `decode` returns. run: as `decode` takes it.
+        Source: Kwon et al. 2023, section 3.4 (figure 4).
+        """
+        plan = self._planner.plan(run.get("preset"), _one(run.get("steps")))
+        run["on_step"] = recorder = Timeline(frames, self._planner.decode(plan, Edit()), run.get("on_step"))
+        self.decode(latent, edits, **run)
+        p, _ = recorder.frames()
+        return recorder.timesteps, p if run.get("output") == "float32" else np.stack([to_uint8(x) for x in p])
+
+    def inject(
+        self,
+        latent: Latent,
+        content: Images,
+        strength: float | Sequence[float] = 0.5,
+        *,
+        mask: Float32 | None = None,
+        edits: Edits | None = None,
+        preset: str | None = None,
+        steps: int | tuple[int, int] | None = None,
+        sampler: str | None = None,
+        t_edit: int | None = None,
+        t_boost: int | None = None,
+        seed: int = 0,
+        noise: Float32 | None = None,
+        resize: bool = False,
+        on_step: OnStep | None = None,
+        output: Output = "uint8",
+    ) -> NDArray[Any]:
+        """Decodes latents with the content of other images: at t ≥ t_edit, h turns towards theirs by slerp.
+
+        content: one image, or one per latent; its h is recorded over its inversion (`steps`: for both, or (encode,
+        decode)). strength: 0 (nothing) … 1 (h is theirs, at its own norm), or one per latent. mask: float32 [H, W]
+        in [0, 1], of the image's size: where. Asymmetric, as in the official code; so `edits` must be, which are added.
+        Source: Jeong et al. 2024 (InjectFusion), section 3.1.
+        """
+        self.check_latent(latent)
+        x = load_images(content, self.size, resize=resize)
+        if len(x) not in (1, len(latent)):
+            raise ArgumentError(f"content: found {len(x)} images, expected 1, or one for each of {len(latent)} latents")
+        amounts = list(strength) if isinstance(strength, Sequence) else [strength] * len(latent)
+        if len(amounts) != len(latent):
+            raise ArgumentError(
+                f"strength: found {len(amounts)}, expected one, or one for each of {len(latent)} latents"
+            )
+        for amount in amounts:
+            if not 0 <= check_number("inject", "strength", amount) <= 1:
+                raise ArgumentError(f"inject: found strength {amount!r}, expected a number from 0 to 1")
+        small = None if mask is None else self._mask(mask)
+        plan = self._planner.plan(preset, steps, sampler, t_edit, t_boost)
+        each = self._mappings(edits, len(latent))
+        program = self._planner.encode(plan)
+        recorder = HRecorder("encode", program, len(x), h_shape(self.bundle)[:3], on_step)
+        tables = [*recorder.table] * (len(latent) // len(x))
+        compiled = [
+            self._with_content(mapping, Content(recorder.timesteps, table, float(amount), small), plan)
+            for mapping, table, amount in zip(each, tables, amounts, strict=True)
+        ]
+        programs = self._decode_programs(plan, compiled)
+        noise_source = draws(seed, noise, None, programs, self._shape)
+        _check_output(output)
+        progress = Progress(recorder, self._runner.evaluations(len(x), program))
+        progress.total += self._runner.evaluations(len(latent), programs[0])
+        self._encode(x, plan, preset, program, progress)  # which fills the tables
+        return self._decode(latent, compiled, programs, noise_source, progress, output)
 
     def sample(
         self,
         count: int,
         *,
         edits: Edits | None = None,
+        accept: Mapping[str, float] | None = None,
         preset: str | None = None,
         steps: int | None = None,
         latent_steps: int | None = None,
@@ -264,7 +334,9 @@ class Editor:
         """New images. DiffAE: z_sem from the latent DDIM, then a decode from a random x_T; Asyrp: from x_T alone.
 
         The seed draws x_T and the latent DDIM's start; x_T (float32 [count, 3, H, W]) and z_noise (float32 [count, D])
-        give them instead. Source: Preechakul et al. 2022, section 4.
+        give them instead. accept: z_direction attribute → the least logit that a drawn z_sem must have to be kept;
+        drawing goes on until there are `count`, or 1000 draws for each wanted one were not enough (ArgumentError).
+        Source: Preechakul et al. 2022, section 4; few-shot conditional sampling, section 5.6.
         """
         check_whole("count", count)
         plan = self._planner.plan(preset, _one(steps), sampler, t_edit, t_boost)
@@ -273,59 +345,37 @@ class Editor:
         noise_source = draws(seed, noise, None, programs, self._shape)
         _check_output(output)
         x_T = start("x_T", x_T, count, self._shape, seed, Stream.X_T)
-        z_size = None if self.bundle.manifest.z_sem is None else self.bundle.manifest.z_sem.size
-        if z_size is None and (latent_steps is not None or z_noise is not None):
-            raise ArgumentError("sample: latent_steps and z_noise: the model has no z_sem to draw")
-        z_sem, before = None, [] if z_size is None else [self._planner.latent(plan, latent_steps)]
-        progress = self._runner.progress(on_step, count, *before, programs[0])
-        if z_size is not None:
-            assert self._z_statistics is not None  # the manifest's checks say so
-            mean, std = self._z_statistics
-            z_noise = start("z_noise", z_noise, count, (z_size,), seed, Stream.Z_SEM)
-            z_sem = self._runner.sample_z(z_noise, before[0], progress) * std + mean
+        progress = Progress(on_step, self._runner.evaluations(count, programs[0]))
+        if self.bundle.manifest.z_sem is None:
+            if latent_steps is not None or z_noise is not None or accept is not None:
+                raise ArgumentError("sample: latent_steps, z_noise and accept: the model has no z_sem to draw")
+            z_sem = None
+        else:
+            z_sem = self._draw_z(count, self._planner.latent(plan, latent_steps), seed, z_noise, accept, progress)
         latent = Latent(x_T, z_sem, provenance=self._provenance(plan, preset))
         return self._decode(latent, compiled, programs, noise_source, progress, output)
 
-    def vary(
-        self,
-        latent: Latent,
-        count: int,
-        *,
-        edits: Edits | None = None,
-        preset: str | None = None,
-        steps: int | None = None,
-        sampler: str | None = None,
-        t_edit: int | None = None,
-        t_boost: int | None = None,
-        seed: int = 0,
-        noise: Float32 | None = None,
-        on_step: OnStep | None = None,
-        output: Output = "uint8",
-    ) -> NDArray[Any]:
+    def vary(self, latent: Latent, count: int, *, edits: Edits | None = None, **run: Unpack[Run]) -> NDArray[Any]:
         """`count` variations of each of the latent's images, in order: z_sem kept, x_T drawn anew.
 
-        Source: Preechakul et al. 2022, section 5.3 (figure 4).
+        run: as `decode` takes it. Source: Preechakul et al. 2022, section 5.3 (figure 4).
         """
         self.check_latent(latent)
         self.check_can_vary()
         assert latent.z_sem is not None  # as the model has one, and the latent is of the model
         check_whole("count", count)
         z_sem = np.repeat(latent.z_sem, count, axis=0)
-        x_T = start("x_T", None, len(z_sem), self._shape, check_seed(seed), Stream.X_T)
-        varied = Latent(x_T, z_sem, provenance=latent.provenance)
-        return self.decode(
-            varied,
-            edits,
-            preset=preset,
-            steps=steps,
-            sampler=sampler,
-            t_edit=t_edit,
-            t_boost=t_boost,
-            seed=seed,
-            noise=noise,
-            on_step=on_step,
-            output=output,
-        )
+        x_T = start("x_T", None, len(z_sem), self._shape, check_seed(run.get("seed", 0)), Stream.X_T)
+        return self.decode(Latent(x_T, z_sem, provenance=latent.provenance), edits, **run)
+
+    def encode_z(self, images: Images, *, resize: bool = False) -> Float32:
+        """z_sem alone, float32 [N, D]: one evaluation of the encoder, and no inversion.
+
+        Source: Preechakul et al. 2022, section 3.2.
+        """
+        if self.bundle.manifest.z_sem is None:
+            raise ArgumentError("encode_z: the model has no z_sem")
+        return self._runner.encode_z(load_images(images, self.size, resize=resize))
 
     def classify(self, images: Images, *, resize: bool = False) -> Float32:
         """float32 [N, K]: logits of the bundle's z_direction attributes, in its order (`classes`).
@@ -335,8 +385,7 @@ class Editor:
         directions = [a for a in self.attributes.values() if isinstance(a, ZDirection)]
         if not directions:
             raise ArgumentError("classify: the bundle has no z_direction attributes")
-        x = load_images(images, self.size, resize=resize)
-        z_sem = self._runner.encode_z(x)
+        z_sem = self.encode_z(images, resize=resize)
         return np.stack([d.logit(z_sem) for d in directions], axis=1)
 
     @property
@@ -370,20 +419,86 @@ class Editor:
             "encode_steps": str(plan.encode_steps),
         }
 
-    def _compile(self, edits: Edits | None, count: int, plan: Preset) -> list[Edit]:
-        """One compiled edit per image."""
+    def _mappings(self, edits: Edits | None, count: int) -> Sequence[Mapping[str, float]]:
+        """One mapping of strengths per image, the same object where one was given for all."""
         edits = {} if edits is None else edits
         if not isinstance(edits, (Mapping, Sequence)) or isinstance(edits, str):
             raise ArgumentError(f"edits: found {type(edits).__name__}, expected a mapping, or one for each image")
-        each = [edits] if isinstance(edits, Mapping) else list(edits)
-        for mapping in each:
+        each = [edits] * count if isinstance(edits, Mapping) else list(edits)
+        for mapping in each[:1] if isinstance(edits, Mapping) else each:
             if not isinstance(mapping, Mapping):
                 raise ArgumentError(f"edits: found {type(mapping).__name__}, expected a mapping from name to strength")
             check_names(mapping, self.attributes, "edits")
-        if not isinstance(edits, Mapping) and len(each) != count:
+        if len(each) != count:
             raise ArgumentError(f"edits: found {len(each)} mappings, expected one, or one for each of {count} images")
-        compiled = [compile_edit(mapping, self.attributes, plan.decode_steps) for mapping in each]
-        return compiled * count if isinstance(edits, Mapping) else compiled
+        return each
+
+    def _compile(self, edits: Edits | None, count: int, plan: Preset) -> list[Edit]:
+        """One compiled edit per image."""
+        made: dict[int, Edit] = {}
+        each = self._mappings(edits, count)
+        for mapping in each:
+            if id(mapping) not in made:
+                made[id(mapping)] = compile_edit(mapping, self.attributes, plan.decode_steps)
+        return [made[id(mapping)] for mapping in each]
+
+    def _with_content(self, mapping: Mapping[str, float], content: Content, plan: Preset) -> Edit:
+        """An edit with another image's content in it, under a name that no attribute can have."""
+        attributes = {**self.attributes, "/content": content}
+        return compile_edit({**mapping, "/content": 1.0}, attributes, plan.decode_steps)
+
+    def _mask(self, mask: Float32) -> Float32:
+        """A mask of the image's size at h's: the mean over what each position covers."""
+        check_array("mask", mask, (self.size, self.size))
+        if mask.min() < 0 or mask.max() > 1:
+            raise ArgumentError("mask: found values outside [0, 1]")
+        _, height, width, _ = h_shape(self.bundle)
+        small: Float32 = mask.reshape(height, self.size // height, width, self.size // width).mean(axis=(1, 3))
+        return small
+
+    def _draw_z(
+        self,
+        count: int,
+        program: Program,
+        seed: int,
+        given: Float32 | None,
+        accept: Mapping[str, float] | None,
+        progress: Progress,
+    ) -> Float32:
+        """`count` draws of z_sem from the latent DDIM; those that every classifier in `accept` accepts, in order."""
+        directions = self._acceptors(accept, given)
+        assert self._z_statistics is not None  # the manifest's checks say so, where there is a latent DDIM
+        mean, std = self._z_statistics
+        kept: list[Float32] = []
+        drawn = 0
+        while len(kept) < count:
+            if drawn >= 1000 * count:
+                raise ArgumentError(
+                    f"accept: kept {len(kept)} of {drawn} draws, expected {count}; lower logits accept more"
+                )
+            n = count if not directions else max(count, self.batch_size)
+            noise = start("z_noise", given, n, mean.shape, seed, Stream.Z_SEM, first=drawn)
+            progress.total += self._runner.evaluations(n, program)
+            z_sem = self._runner.sample_z(noise, program, progress) * std + mean
+            accepted = [direction.logit(z_sem) >= least for direction, least in directions]
+            kept += list(z_sem[np.all(accepted, axis=0)] if accepted else z_sem)
+            drawn += n
+        return np.stack(kept[:count])
+
+    def _acceptors(self, accept: Mapping[str, float] | None, given: Float32 | None) -> list[tuple[ZDirection, float]]:
+        if accept is None:
+            return []
+        if given is not None:
+            raise ArgumentError("accept: z_noise gives as many draws as there are images, so none can be left out")
+        if not isinstance(accept, Mapping):
+            raise ArgumentError(f"accept: found {type(accept).__name__}, expected a mapping from name to least logit")
+        check_names(accept, self.classes, "accept")
+        found = []
+        for name, least in accept.items():
+            direction = self.attributes[name]
+            assert isinstance(direction, ZDirection)  # as `classes` has it
+            found.append((direction, check_number(f"accept: {name}", "logit", least)))
+        return found
 
     def _decode_programs(self, plan: Preset, edits: list[Edit]) -> list[Program]:
         """One program per image, the same object where the tables are the same."""
@@ -430,18 +545,6 @@ class Editor:
                 f"latent: made by the model {latent.provenance.get('bundle', '?')!r} (checkpoint {checkpoint[:12]}…), "
                 f"expected {manifest.name!r} ({manifest.provenance.checkpoint_sha256[:12]}…)"
             )
-
-
-def slerp(a: Float32, b: Float32, weights: NDArray[np.float64]) -> Float32:
-    """Spherical interpolation between two arrays taken as vectors (float32 [F, *a.shape]); linear where parallel."""
-    cosine = np.vdot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b))
-    theta = float(np.arccos(np.clip(cosine, -1, 1)))
-    if np.sin(theta) < 1e-6:
-        wa, wb = 1 - weights, weights
-    else:
-        wa, wb = np.sin((1 - weights) * theta) / np.sin(theta), np.sin(weights * theta) / np.sin(theta)
-    frame = (len(weights), *[1] * a.ndim)
-    return (wa.reshape(frame) * a + wb.reshape(frame) * b).astype(np.float32)
 
 
 def _one(steps: int | None) -> int | None:

@@ -106,3 +106,15 @@ class Latent:
             return cls(a["x_T"], a.get("z_sem"), a.get("x_prev"), metadata)
         except LatentError as e:
             raise LatentError(f"{path}: {e}") from None
+
+
+def slerp(a: NDArray[np.float32], b: NDArray[np.float32], weights: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Spherical interpolation between two arrays taken as vectors (float32 [F, *a.shape]); linear where parallel."""
+    cosine = np.vdot(a, b) / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-30)
+    theta = float(np.arccos(np.clip(cosine, -1, 1)))
+    if np.sin(theta) < 1e-6:
+        wa, wb = 1 - weights, weights
+    else:
+        wa, wb = np.sin((1 - weights) * theta) / np.sin(theta), np.sin(weights * theta) / np.sin(theta)
+    frame = (len(weights), *[1] * a.ndim)
+    return (wa.reshape(frame) * a + wb.reshape(frame) * b).astype(np.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,14 +26,20 @@ _BATCH_PIXELS = 2**16  # of a default batch: beyond it a CPU gains nothing and m
 class Step:
     """What `on_step` is called with after each network evaluation.
 
-    phase: "encode", "latent" or "decode". index: 1 … total, of the whole call. x_0: float32 [n, 3, H, W], the
-    predicted images P of the batch under way ([n, D] in the phase "latent").
+    phase: "encode", "latent" or "decode". index: 1 … total, of the whole call. first: the number of the batch's first
+    image. t: int32 [n], what the network was told. x: float32 [n, 3, H, W], the state that it saw. x_0: float32
+    [n, 3, H, W], the predicted images P. h: [n, C, h, w], the bottleneck before any injection, float32 (float16 in FP16
+    graphs). In the phase "latent" x and x_0 are [n, D], and h is None. The arrays are the run's own: copy what is kept.
     """
 
     phase: str
     index: int
     total: int
+    first: int
+    t: NDArray[np.int32]
+    x: Float32
     x_0: Float32
+    h: NDArray[Any] | None
 
 
 OnStep = Callable[[Step], bool | None]
@@ -43,12 +50,14 @@ class Progress:
     """Counts the evaluations of one call, and asks `on_step` whether to go on."""
 
     on_step: OnStep | None
-    total: int
+    total: int = 0
     index: int = 0
 
-    def __call__(self, phase: str, x_0: Float32) -> None:
+    def __call__(self, phase: str, first: int, t: NDArray[np.int32], x: Float32, batch: Batch) -> None:
         self.index += 1
-        if self.on_step is not None and self.on_step(Step(phase, self.index, self.total, x_0)) is False:
+        if self.on_step is None:
+            return
+        if self.on_step(Step(phase, self.index, self.total, first, t, x, batch.x_0, batch.h)) is False:
             raise Cancelled(f"cancelled by on_step at step {self.index} of {self.total}")
 
 
@@ -60,9 +69,9 @@ class Runner:
         self._engine = engine
         self._executor = Executor(engine)
 
-    def progress(self, on_step: OnStep | None, count: int, *programs: Program) -> Progress:
-        """For a call that runs `count` samples through all of `programs`."""
-        return Progress(on_step, sum(map(len, programs)) * len(self._slices(count)))
+    def evaluations(self, count: int, *programs: Program) -> int:
+        """How many network evaluations it takes to run `count` samples through all of `programs`."""
+        return sum(map(len, programs)) * len(self._slices(count))
 
     def encode_z(self, x: Float32) -> Float32:
         """z_sem (float32 [N, D]) of images, by the encoder."""
@@ -117,9 +126,10 @@ class Runner:
                 None if edits is None else edits[c],
                 None if x_prev is None else x_prev[c],
             )
-            while batch.active.size:
+            while batch.active.size:  # all samples until the end: one call's programs are equally long
+                t, x_t = batch.table["t"][batch.row], batch.x
                 self._executor.step(batch)
-                progress(phase, batch.x_0)
+                progress(phase, c.start, t, x_t, batch)
             out[c] = batch.x
         if not np.isfinite(out).all():
             cause = "a strength is too large, or the engine's arithmetic overflowed"
@@ -127,12 +137,14 @@ class Runner:
         return out
 
 
-def start(name: str, given: Float32 | None, count: int, shape: tuple[int, ...], seed: int, stream: Stream) -> Float32:
-    """The noise that `count` images start from, float32 [count, *shape]: drawn from the seed, or given."""
+def start(
+    name: str, given: Float32 | None, count: int, shape: tuple[int, ...], seed: int, stream: Stream, first: int = 0
+) -> Float32:
+    """The noise that images first … first + count − 1 start from, float32 [count, *shape]: from the seed, or given."""
     if given is not None:
         check_array(name, given, (count, *shape))
         return given
-    return np.stack([normal(shape, seed, draw=0, image=i, stream=stream) for i in range(count)])
+    return np.stack([normal(shape, seed, draw=0, image=first + i, stream=stream) for i in range(count)])
 
 
 def draws(

@@ -9,18 +9,24 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
+import numpy as np
+from numpy.typing import NDArray
 
 from ..checks import check_whole
 from ..editor import Editor
 from ..editor import open as open_bundle
-from ..errors import ArgumentError, HspaceError, ImageError, OutputError
-from ..image import SUFFIXES, WRITABLE
+from ..errors import ArgumentError, HspaceError, ImageError, LatentError, OutputError
+from ..image import SUFFIXES, WRITABLE, save_image
+from ..latent import Latent
+from ..noise import check_seed
+from ..program import Program
 from ..runs import OnStep, Step
+from ..sheet import ANIMATED, Sheet, save_animation
 from . import printable
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -40,7 +46,8 @@ else:
 class Strength(_ParamType):
     """NAME=NUMBER."""
 
-    name = "NAME=STRENGTH"
+    def __init__(self, what: str = "STRENGTH") -> None:
+        self.name = f"NAME={what}"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
         name, _, number = str(value).rpartition("=")
@@ -86,11 +93,11 @@ def open_editor(options: dict[str, Any]) -> Editor:
     return open_bundle(options.pop("bundle"), **{n: options.pop(n) for n in names})
 
 
-def strengths_of(pairs: Sequence[tuple[str, float]]) -> dict[str, float]:
-    """--set options as a mapping; a name given twice is an error, not a sum."""
+def strengths_of(pairs: Sequence[tuple[str, float]], option: str = "--set") -> dict[str, float]:
+    """NAME=NUMBER options as a mapping; a name given twice is an error, not a sum."""
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ArgumentError("--set: an attribute is named twice")
+        raise ArgumentError(f"{option}: an attribute is named twice")
     return found
 
 
@@ -183,15 +190,42 @@ def refuse_inputs(targets: Sequence[Path], sources: Sequence[Path]) -> None:
             raise OutputError(f"{target}: the output is an input")
 
 
-def plan_series(output: Path, count: int, force: bool, sources: Sequence[Path]) -> list[Path]:
-    """Where `count` images go: one strip, or numbered files in a folder. Nothing that exists is replaced unasked."""
+@dataclass(frozen=True)
+class Series:
+    """Where a command's images go: one sheet, one animation, or numbered files in a folder."""
+
+    targets: list[Path]
+    kind: Literal["sheet", "animation", "folder"]
+
+    def check(self, sheet: Sheet) -> None:
+        """Refuses a sheet that the file's format cannot hold, before the work."""
+        if self.kind == "sheet":
+            sheet.check(self.targets[0])
+
+    def save(self, images: NDArray[np.uint8], sheet: Sheet, also: NDArray[np.uint8] | None = None) -> None:
+        """Writes images (uint8 [N, H, W, 3]). also: others, that only a sheet shows, after them."""
+        if self.kind == "folder":
+            for target, pixels in zip(self.targets, images, strict=True):
+                make_folder(target.parent)
+                save_image(target, pixels)
+        elif self.kind == "animation":
+            save_animation(self.targets[0], [sheet.one(i).draw(pixels) for i, pixels in enumerate(images)])
+        else:
+            save_image(self.targets[0], sheet.draw(images if also is None else np.concatenate([images, also])))
+
+
+def plan_series(output: Path, count: int, force: bool, sources: Sequence[Path], animated: bool = False) -> Series:
+    """Where `count` images go, by the output's name. Nothing that exists is replaced unasked."""
     check_whole("count", count)
-    targets = [output] if is_file_name(output, WRITABLE) else [output / f"{i:04d}.png" for i in range(count)]
-    refuse_inputs(targets, sources)
-    for target in targets:
+    if is_file_name(output, (*WRITABLE, *ANIMATED) if animated else WRITABLE):
+        series = Series([output], "animation" if output.suffix.lower() in ANIMATED else "sheet")
+    else:
+        series = Series([output / f"{i:04d}.png" for i in range(count)], "folder")
+    refuse_inputs(series.targets, sources)
+    for target in series.targets:
         if target.exists() and not force:
             raise OutputError(f"{target}: exists already (--force replaces it)")
-    return targets
+    return series
 
 
 def make_folder(path: Path) -> None:
@@ -214,24 +248,91 @@ def progress(label: str, parts: int = 1) -> Iterator[OnStep]:
         yield on_step
 
 
+@dataclass
+class Report:
+    """What a command on many inputs has done: outputs written, outputs kept, inputs refused and why."""
+
+    total: int
+    kept: list[Path]
+    written: list[Path] = field(default_factory=list)
+    failed: list[tuple[Path, HspaceError]] = field(default_factory=list)
+    start: float = field(default_factory=time.perf_counter)
+
+    def __str__(self) -> str:
+        seconds = max(time.perf_counter() - self.start, 1e-9)
+        return f"{len(self.written)} of {self.total}, {len(self.written) / seconds:.3g} images/s"
+
+    def finish(self) -> None:
+        """Raises the one error that stands for all refused inputs, if there were any."""
+        if self.failed:
+            error = self.failed[0][1]
+            more = f" (and {len(self.failed) - 1} more)" if len(self.failed) > 1 else ""
+            raise type(error)(f"{len(self.failed)} of {self.total} inputs refused: {error}{more}")
+
+
 def run_jobs(
     label: str,
-    editor: Editor,
+    batch_size: int,
     planned: tuple[list[Job], list[Path]],
-    as_json: bool,
-    make: Callable[[Sequence[Job], OnStep], Iterable[Any]],
+    load: Callable[[Path], Any],
+    make: Callable[[Sequence[Job], list[Any], OnStep], Iterable[Any]],
     write: Callable[[Path, Any], None],
-) -> None:
-    """Makes and writes the results of all jobs, a batch at a time, and says what was written and what was kept."""
+) -> Report:
+    """Loads, makes and writes, a batch at a time. An input that cannot be loaded is reported and stops nothing else.
+
+    Where there is but one input, its error is raised as it is.
+    """
     jobs, kept = planned
-    start = time.perf_counter()
-    chunks = [jobs[i : i + editor.batch_size] for i in range(0, len(jobs), editor.batch_size)]
-    with progress(label, len(chunks)) as on_step:
-        for chunk in chunks:
-            for job, result in zip(chunk, make(chunk, on_step), strict=True):
-                make_folder(job.target.parent)
-                write(job.target, result)
-    wrote(as_json, [j.target for j in jobs], kept, time.perf_counter() - start, editor)
+    report = Report(len(jobs) + len(kept), kept)
+    progressbar: Any = click.progressbar(
+        length=1000 * len(jobs),
+        label=label,
+        file=sys.stderr,
+        hidden=not sys.stderr.isatty(),
+        item_show_func=lambda _: str(report),
+    )
+    with progressbar as bar:
+        for i in range(0, len(jobs), batch_size):
+            chunk = jobs[i : i + batch_size]
+            loaded: list[tuple[Job, Any]] = []
+            for job in chunk:
+                try:
+                    loaded.append((job, load(job.source)))
+                except (ImageError, LatentError) as e:
+                    if report.total == 1:
+                        raise
+                    report.failed.append((job.source, e))
+
+            def on_step(step: Step, done: int = i, of: int = len(chunk)) -> None:
+                bar.update(int(1000 * (done + of * step.index / step.total)) - bar.pos)
+
+            if loaded:
+                ready = [job for job, _ in loaded]
+                for job, result in zip(ready, make(ready, [x for _, x in loaded], on_step), strict=True):
+                    make_folder(job.target.parent)
+                    write(job.target, result)
+                    report.written.append(job.target)
+            bar.update(1000 * (i + len(chunk)) - bar.pos)
+    return report
+
+
+def load_latent(editor: Editor, path: Path) -> Latent:
+    """A latent's file, of one image of the editor's model."""
+    latent = Latent.load(path)
+    if len(latent) != 1:
+        raise LatentError(f"{path}: holds {len(latent)} images, expected 1")
+    try:
+        editor.check_latent(latent)
+    except LatentError as e:
+        raise LatentError(f"{path}: {e}") from None
+    return latent
+
+
+def check_run(editor: Editor, edits: dict[str, float], options: dict[str, Any]) -> Program:
+    """Refuses what a decode would refuse, before an encode takes its time; the program that it would run."""
+    check_seed(options["seed"])
+    names = ("preset", "steps", "sampler", "t_edit", "t_boost")
+    return editor.program("decode", edits=edits, **{n: options[n] for n in names})
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -249,11 +350,13 @@ def emit(as_json: bool, found: dict[str, Any], text: str) -> None:
     click.echo(json.dumps(found, indent=1) if as_json else "\n".join(map(printable, text.split("\n"))))
 
 
-def wrote(as_json: bool, outputs: Sequence[Path], kept: Sequence[Path], seconds: float, editor: Editor) -> None:
-    """What a command that writes files says at its end."""
+def wrote(as_json: bool, report: Report, editor: Editor) -> None:
+    """What a command that writes files says at its end; raises where inputs were refused."""
+    seconds, outputs = time.perf_counter() - report.start, report.written
     found = {
         "outputs": [str(p) for p in outputs],
-        "kept": [str(p) for p in kept],
+        "kept": [str(p) for p in report.kept],
+        "failed": [{"file": str(p), "error": str(e)} for p, e in report.failed],
         "seconds": round(seconds, 3),
         "engine": editor.engine.name,
     }
@@ -263,6 +366,8 @@ def wrote(as_json: bool, outputs: Sequence[Path], kept: Sequence[Path], seconds:
         else f"{len(outputs)} files" + (f" in {outputs[0].parent}" if outputs else "")
     )
     text = f"wrote {what} in {seconds:.2f} s (engine {editor.engine.name})"
-    if kept:
-        text += f"; kept {len(kept)} that existed (--force replaces them)"
+    if report.kept:
+        text += f"; kept {len(report.kept)} that existed (--force replaces them)"
+    text += "".join(f"\nrefused {' '.join(str(e).split())}" for _, e in report.failed)
     emit(as_json, found, text)
+    report.finish()

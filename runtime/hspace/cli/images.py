@@ -1,9 +1,10 @@
-"""Commands that take or make images."""
+"""Commands on any number of images or latents, one result each."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..editor import Editor
-from ..errors import LatentError
-from ..image import WRITABLE, check_files, save_image
+from ..errors import ArgumentError, LatentError, OutputError
+from ..files import write_atomically
+from ..image import WRITABLE, load_images, save_image
 from ..latent import Latent
-from ..noise import check_seed
 from ..runs import OnStep
 from . import common
 
+Float32 = NDArray[np.float32]
 inputs = click.argument("inputs", nargs=-1, required=True)
 
 
@@ -54,17 +56,19 @@ def edit(
     """
     planned = common.plan_outputs(common.expand(inputs), output, list(WRITABLE), force)
     editor, edits = common.open_editor(options), common.strengths_of(strengths)
-    check_files([j.source for j in planned[0]], editor.size, resize=options["resize"])
     both: int | tuple[int, int] | None = steps
     if encode_steps is not None:
         preset = editor.bundle.preset(options["preset"])[1]
         both = (encode_steps, preset.decode_steps if steps is None else steps)
 
-    def make(jobs: Sequence[common.Job], on_step: OnStep) -> NDArray[np.uint8]:
-        sources, numbers = [j.source for j in jobs], [j.number for j in jobs]
-        return editor.edit(sources, edits, steps=both, image_numbers=numbers, on_step=on_step, **options)
+    load = _loader(editor, options.pop("resize"))
 
-    common.run_jobs("edit", editor, planned, as_json, make, save_image)
+    def make(jobs: Sequence[common.Job], images: list[Float32], on_step: OnStep) -> NDArray[np.uint8]:
+        numbers = [j.number for j in jobs]
+        return editor.edit(np.stack(images), edits, steps=both, image_numbers=numbers, on_step=on_step, **options)
+
+    report = common.run_jobs("edit", editor.batch_size, planned, load, make, save_image)
+    common.wrote(as_json, report, editor)
 
 
 @click.command()
@@ -84,12 +88,13 @@ def encode(inputs: Sequence[str], output: Path, force: bool, as_json: bool, **op
     """
     planned = common.plan_outputs(common.expand(inputs), output, [common.LATENT_SUFFIX], force)
     editor = common.open_editor(options)
-    check_files([j.source for j in planned[0]], editor.size, resize=options["resize"])
+    load = _loader(editor, options.pop("resize"))
 
-    def make(jobs: Sequence[common.Job], on_step: OnStep) -> Latent:
-        return editor.encode([j.source for j in jobs], on_step=on_step, **options)
+    def make(jobs: Sequence[common.Job], images: list[Float32], on_step: OnStep) -> Latent:
+        return editor.encode(np.stack(images), on_step=on_step, **options)
 
-    common.run_jobs("encode", editor, planned, as_json, make, lambda path, latent: latent.save(path))
+    report = common.run_jobs("encode", editor.batch_size, planned, load, make, lambda path, latent: latent.save(path))
+    common.wrote(as_json, report, editor)
 
 
 @click.command()
@@ -117,185 +122,93 @@ def decode(
     files = common.expand(inputs, [common.LATENT_SUFFIX], LatentError)
     planned = common.plan_outputs(files, output, list(WRITABLE), force)
     editor, edits = common.open_editor(options), common.strengths_of(strengths)
-    for job in planned[0]:
-        _load_latent(editor, job.source)  # refused before any work, and not all held at once
 
-    def make(jobs: Sequence[common.Job], on_step: OnStep) -> NDArray[np.uint8]:
-        latent, numbers = Latent.stack([_load_latent(editor, j.source) for j in jobs]), [j.number for j in jobs]
-        return editor.decode(latent, edits, image_numbers=numbers, on_step=on_step, **options)
+    def make(jobs: Sequence[common.Job], latents: list[Latent], on_step: OnStep) -> NDArray[np.uint8]:
+        numbers = [j.number for j in jobs]
+        return editor.decode(Latent.stack(latents), edits, image_numbers=numbers, on_step=on_step, **options)
 
-    common.run_jobs("decode", editor, planned, as_json, make, save_image)
+    def load(path: Path) -> Latent:
+        return common.load_latent(editor, path)
 
-
-@click.command()
-@click.argument("first")
-@click.argument("second")
-@common.opening
-@common.running
-@click.option("--frames", type=int, default=8, show_default=True, help="How many, both ends included.")
-@common.editing
-@common.resizing
-@common.writing
-@common.as_json
-def interpolate(
-    first: str,
-    second: str,
-    frames: int,
-    strengths: Sequence[tuple[str, float]],
-    resize: bool,
-    output: Path,
-    force: bool,
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Images between two images or latents: z_sem linear, x_T spherical.
-
-    The output is a strip where it is an image's name, and a folder of frames where it is not.
-
-    \b
-    Examples:
-      hspace interpolate a.png b.png -b bundles/avatars32 -o between.png
-      hspace interpolate a.safetensors b.png -b bundles/avatars32 --frames 24 -o frames/
-    """
-    targets = common.plan_series(output, frames, force, [Path(first), Path(second)])
-    editor, edits = common.open_editor(options), common.strengths_of(strengths)
-    _check_run(editor, edits, options)
-    start = time.perf_counter()
-    a, b = (_latent(editor, path, resize, options) for path in (first, second))
-    with common.progress("interpolate") as on_step:
-        images = editor.interpolate(a, b, frames, edits=edits, on_step=on_step, **options)
-    _save_series(targets, images)
-    common.wrote(as_json, targets, [], time.perf_counter() - start, editor)
-
-
-@click.command()
-@click.argument("count", type=int)
-@common.opening
-@common.running
-@click.option("--latent-steps", type=int, help="Steps of the latent DDIM.")
-@common.editing
-@common.writing
-@common.as_json
-def sample(
-    count: int,
-    strengths: Sequence[tuple[str, float]],
-    output: Path,
-    force: bool,
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Draw COUNT new images. The same seed gives the same draws on any machine.
-
-    The output is a strip where it is an image's name, and a folder where it is not.
-
-    \b
-    Examples:
-      hspace sample 16 -b bundles/avatars32 --seed 7 -o samples/
-    """
-    targets = common.plan_series(output, count, force, [])
-    editor, edits = common.open_editor(options), common.strengths_of(strengths)
-    start = time.perf_counter()
-    with common.progress("sample") as on_step:
-        images = editor.sample(count, edits=edits, on_step=on_step, **options)
-    _save_series(targets, images)
-    common.wrote(as_json, targets, [], time.perf_counter() - start, editor)
-
-
-@click.command()
-@click.argument("source", metavar="INPUT")
-@common.opening
-@common.running
-@click.option("--count", type=int, default=8, show_default=True, help="How many variations.")
-@common.editing
-@common.resizing
-@common.writing
-@common.as_json
-def vary(
-    source: str,
-    count: int,
-    strengths: Sequence[tuple[str, float]],
-    resize: bool,
-    output: Path,
-    force: bool,
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Variations of an image or latent: its z_sem kept, x_T drawn anew.
-
-    The output is a strip where it is an image's name, and a folder where it is not.
-
-    \b
-    Examples:
-      hspace vary face.png -b bundles/avatars32 --count 4 -o varied.png
-    """
-    targets = common.plan_series(output, count, force, [Path(source)])
-    editor, edits = common.open_editor(options), common.strengths_of(strengths)
-    editor.check_can_vary()
-    _check_run(editor, edits, options)
-    start = time.perf_counter()
-    latent = _latent(editor, source, resize, options)
-    with common.progress("vary") as on_step:
-        images = editor.vary(latent, count, edits=edits, on_step=on_step, **options)
-    _save_series(targets, images)
-    common.wrote(as_json, targets, [], time.perf_counter() - start, editor)
+    report = common.run_jobs("decode", editor.batch_size, planned, load, make, save_image)
+    common.wrote(as_json, report, editor)
 
 
 @click.command()
 @inputs
 @common.opening
 @common.resizing
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="A CSV file; images that it has are skipped.")
+@click.option("--force", is_flag=True, help="Begin the CSV file anew.")
 @common.as_json
-def classify(inputs: Sequence[str], resize: bool, as_json: bool, **options: Any) -> None:
+def classify(
+    inputs: Sequence[str], resize: bool, output: Path | None, force: bool, as_json: bool, **options: Any
+) -> None:
     """Score images for the bundle's attributes: logits of its linear classifiers on z_sem; above 0 means yes.
 
     \b
     Examples:
       hspace classify face.png -b bundles/avatars32
       hspace classify photos/ -b bundles/avatars32 --json
+      hspace classify photos/ -b bundles/avatars32 -o scores.csv
     """
     files = common.expand(inputs)
+    if output is not None and not common.is_file_name(output, [".csv"]):
+        raise ArgumentError(f"{output}: expected a file's name that ends in .csv")
     editor = common.open_editor(options)
-    check_files(files, editor.size, resize=resize)
-    chunks = [files[i : i + editor.batch_size] for i in range(0, len(files), editor.batch_size)]
-    scores = np.concatenate([editor.classify(chunk, resize=resize) for chunk in chunks])
+    scores = _Scores(output, editor.classes, force)
+    jobs = [common.Job(n, f, f) for n, f in enumerate(files) if str(f) not in scores.rows]
+    kept = [f for f in files if str(f) in scores.rows]
+
+    def make(jobs: Sequence[common.Job], images: list[Float32], on_step: OnStep) -> Float32:
+        logits = editor.classify(np.stack(images))
+        scores.add([j.source for j in jobs], logits)
+        return logits
+
+    load = _loader(editor, resize)
+    report = common.run_jobs("classify", editor.batch_size, (jobs, kept), load, make, lambda path, logits: None)
+    if output is not None:
+        report.written = [output]
+        common.wrote(as_json, report, editor)
+        return
+    rows = scores.rows
     found = {
         "classes": editor.classes,
-        "images": [{"file": str(f), "logits": [float(v) for v in row]} for f, row in zip(files, scores, strict=True)],
+        "images": [{"file": f, "logits": logits} for f, logits in rows.items()],
+        "failed": [{"file": str(p), "error": str(e)} for p, e in report.failed],
     }
-    rows = [[str(f), *(f"{s:.2f}" for s in row)] for f, row in zip(files, scores, strict=True)]
-    common.emit(as_json, found, common.table(["file", *editor.classes], rows))
+    lines = [[f, *(f"{s:.2f}" for s in logits)] for f, logits in rows.items()]
+    common.emit(as_json, found, common.table(["file", *editor.classes], lines))
+    report.finish()
 
 
-def _latent(editor: Editor, path: str, resize: bool, options: dict[str, Any]) -> Latent:
-    """A latent's file, or an image, encoded with the command's own options."""
-    if Path(path).suffix == common.LATENT_SUFFIX:
-        return _load_latent(editor, Path(path))
-    with common.progress("encode") as on_step:
-        run = {"preset": options["preset"], "steps": options["steps"]}
-        return editor.encode(path, resize=resize, on_step=on_step, **run)
+class _Scores:
+    """Logits by file, and in a CSV file where one is given, which is replaced whole after every batch."""
+
+    def __init__(self, path: Path | None, classes: list[str], force: bool) -> None:
+        self.rows: dict[str, list[float]] = {}
+        self._path, self._header = path, ["file", *classes]
+        if path is None or force or not path.exists():
+            return
+        try:
+            header, *rows = csv.reader(io.StringIO(path.read_text("utf-8", "surrogateescape")))
+            self.rows = {file: [float(x) for x in logits] for file, *logits in rows}
+        except (OSError, ValueError, csv.Error):
+            header = []
+        if header != self._header or any(len(r) != len(classes) for r in self.rows.values()):
+            raise OutputError(f"{path}: exists, and is not a table of these classes (--force begins it anew)")
+
+    def add(self, files: Sequence[Path], logits: Float32) -> None:
+        for file, row in zip(files, logits, strict=True):
+            self.rows[str(file)] = [float(x) for x in row]
+        if self._path is not None:
+            text = io.StringIO()
+            csv.writer(text, lineterminator="\n").writerows(
+                [self._header, *([file, *map(repr, row)] for file, row in self.rows.items())]
+            )
+            write_atomically(self._path, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
-def _check_run(editor: Editor, edits: dict[str, float], options: dict[str, Any]) -> None:
-    """Refuses what a decode would refuse, before an encode takes its time."""
-    check_seed(options["seed"])
-    names = ("preset", "steps", "sampler", "t_edit", "t_boost")
-    editor.program("decode", edits=edits, **{n: options[n] for n in names})
-
-
-def _load_latent(editor: Editor, path: Path) -> Latent:
-    latent = Latent.load(path)
-    if len(latent) != 1:
-        raise LatentError(f"{path}: holds {len(latent)} images, expected 1")
-    try:
-        editor.check_latent(latent)
-    except LatentError as e:
-        raise LatentError(f"{path}: {e}") from None
-    return latent
-
-
-def _save_series(targets: list[Path], images: NDArray[np.uint8]) -> None:
-    """All images, or one strip of them."""
-    each = images if len(targets) == len(images) else [np.concatenate(list(images), axis=1)]
-    for target, pixels in zip(targets, each, strict=True):
-        common.make_folder(target.parent)
-        save_image(target, pixels)
+def _loader(editor: Editor, resize: bool) -> Callable[[Path], Float32]:
+    """Reads one file as float32 [3, H, W]."""
+    return lambda path: load_images(path, editor.size, resize=resize)[0]

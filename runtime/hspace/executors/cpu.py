@@ -29,7 +29,8 @@ class Batch:
 
     x: float32 [N, …], the state; the executor replaces it. programs: one per sample. z_sem: float32 [N, D] where
     the network takes it. edits: one per sample. noise: the draws. x_prev: the state before x, for rows with c_x_prev.
-    x_0: float32 [N, …], each sample's last P; zeros before the first step.
+    x_0: float32 [N, …], each sample's last P; zeros before the first step. h: what the trunk made of the samples that
+    the last step moved, [n, C, H, W] before any injection; None before the first step, and in the latent DDIM.
     """
 
     x: Float32
@@ -39,6 +40,7 @@ class Batch:
     edits: Sequence[Edit] | None = None
     x_prev: Float32 | None = None
     x_0: Float32 = field(init=False)
+    h: NDArray[Any] | None = field(init=False, default=None)
     table: Rows = field(init=False, repr=False)
     draws: NDArray[np.int64] = field(init=False, repr=False)
     row: NDArray[np.int64] = field(init=False)
@@ -112,6 +114,7 @@ class Executor:
             return _float32(eps), _float32(eps)
         given: dict[str, NDArray[Any]] = {} if batch.z_sem is None else {"z_sem": batch.z_sem[active]}
         h, temb, *skips = self.engine.run("trunk", {"x": x, "t": rows["t"], **given})
+        batch.h = h
         source = np.arange(len(active))
         branch = rows["branch"]
         edited = np.array(

@@ -1,0 +1,108 @@
+"""Pictures of several results: labelled contact sheets, and animations."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import ArgumentError, OutputError
+from .files import write_atomically
+from .image import WRITABLE
+
+ANIMATED = {".gif": "GIF", ".apng": "PNG"}
+_TILE, _MARGIN, _FONT = 128, 8, 13  # pixels: least side of a picture (smaller ones are enlarged), gaps, text
+_MOST_PIXELS = {"WEBP": 16383, "JPEG": 65500, "PNG": 2**31 - 1, "BMP": 2**15}  # on a side, as the encoders have it
+_MOST_SHEET = 2**28  # pixels in all
+
+
+class Sheet:
+    """A grid of pictures, each `size` pixels square, with a label beside every row and above every column."""
+
+    def __init__(self, rows: Sequence[str], columns: Sequence[str], size: int) -> None:
+        from PIL import ImageFont
+
+        self._rows, self._columns, self._size = [*rows], [*columns], size
+        self._font = ImageFont.load_default(_FONT)
+        self._scale = max(1, -(-_TILE // size))
+        self._cell = size * self._scale
+
+    def _text(self, label: str) -> tuple[int, int]:
+        lines = label.split("\n")
+        return max(int(self._font.getlength(line)) for line in lines) + 1, (_FONT + 4) * len(lines) if label else 0
+
+    @cached_property
+    def _lefts(self) -> list[int]:
+        """Where each column begins, and the sheet's width."""
+        x = _MARGIN + max(self._text(label)[0] for label in self._rows)
+        x += _MARGIN if any(self._rows) else 0
+        found = [x]
+        for label in self._columns:
+            found.append(found[-1] + max(self._cell, self._text(label)[0]) + _MARGIN)
+        return found
+
+    @cached_property
+    def _top(self) -> int:
+        return _MARGIN + max(self._text(label)[1] for label in self._columns)
+
+    def one(self, column: int) -> Sheet:
+        """A sheet for one picture with that column's label, as wide as it needs to be for any of them."""
+        sheet = Sheet([""], [self._columns[column]], self._size)
+        widest = max(self._text(label)[0] for label in self._columns)
+        sheet._lefts = [_MARGIN, 2 * _MARGIN + max(self._cell, widest)]
+        return sheet
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self._top + len(self._rows) * (self._cell + _MARGIN), self._lefts[-1]
+
+    def check(self, path: Path) -> None:
+        """Raises ArgumentError where the format of `path` cannot hold the sheet."""
+        height, width = self.shape
+        most = _MOST_PIXELS.get(WRITABLE.get(path.suffix.lower(), ""), 65535)
+        if max(height, width) > most or height * width > _MOST_SHEET:
+            raise ArgumentError(f"{path}: the sheet would have {width}×{height} pixels, too many; give a folder")
+
+    def draw(self, pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Pictures (uint8 [N, H, W, 3], N at most the cells), row after row → the sheet, uint8 [height, width, 3]."""
+        from PIL import Image, ImageDraw
+
+        height, width = self.shape
+        sheet = Image.new("RGB", (width, height), "white")
+        draw = ImageDraw.Draw(sheet)
+        for left, label in zip(self._lefts, self._columns, strict=False):
+            draw.multiline_text((left, _MARGIN // 2), label, fill="black", font=self._font)
+        for r, label in enumerate(self._rows):
+            top = self._top + r * (self._cell + _MARGIN)
+            middle = top + (self._cell - self._text(label)[1]) // 2
+            draw.multiline_text((_MARGIN, middle), label, fill="black", font=self._font)
+        for i, pixels in enumerate(pictures):
+            row, column = divmod(i, len(self._columns))
+            picture = np.repeat(np.repeat(pixels, self._scale, axis=0), self._scale, axis=1)
+            sheet.paste(Image.fromarray(picture), (self._lefts[column], self._top + row * (self._cell + _MARGIN)))
+        return np.asarray(sheet)
+
+
+def grid(count: int, size: int, most: int = 8) -> Sheet:
+    """A sheet for `count` pictures without labels, at most `most` beside each other."""
+    columns = min(count, most)
+    return Sheet([""] * -(-count // columns), [""] * columns, size)
+
+
+def save_animation(path: Path, frames: Sequence[NDArray[np.uint8]], seconds: float = 2.5) -> None:
+    """Writes frames (uint8 [H, W, 3] each) as an endless GIF or APNG, by the suffix, of so many seconds a round."""
+    from PIL import Image
+
+    kind, buffer = ANIMATED[path.suffix.lower()], io.BytesIO()
+    first, *rest = (Image.fromarray(frame) for frame in frames)
+    each = max(20, round(1000 * seconds / len(frames)))  # milliseconds; browsers slow what is faster down
+    try:
+        first.save(buffer, kind, save_all=True, append_images=rest, duration=each, loop=0)
+    except (OSError, ValueError):
+        raise OutputError(f"{path}: {kind} cannot hold these frames") from None
+    write_atomically(path, buffer.getvalue())
