@@ -8,7 +8,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from hspace import manifest as contract
+from hspace.bundle import Bundle, h_shape
 from hspace.errors import ArgumentError, CheckpointError
+from hspace.manifest import Source
+from hspace.tensors import tensor_bytes
 from torch import nn
 
 from . import architecture
@@ -53,7 +56,11 @@ def load_model(
     if settings.image_size is None:
         raise ArgumentError(f"{checkpoint}: the weights cannot tell the image size; give --preset or --image-size")
     unet = _network(checkpoint, state, layout, settings)
-    blocks = {name: _attribute(path, unet, layout, settings.n_train) for name, path in attributes.items()}
+    channels, embed = int(unet.config.channel_mult[-1] * unet.config.model_channels), unet.config.embed_channels
+    blocks = {
+        name: delta_block(path, channels=channels, embed=embed, layout=layout, n_train=settings.n_train)
+        for name, path in attributes.items()
+    }
     config = {"layout": layout, "unet": asdict(unet.config)}
     return Model(
         family="asyrp",
@@ -106,21 +113,28 @@ def _network(checkpoint: Path, state: StateDict, layout: str, settings: Settings
 
 
 def _eps_only(unet: DdpmUNet | GuidedUNet) -> nn.Module:
-    """Cuts the last convolution to its first 3 channels, ε: nothing at run time reads a learned sigma."""
-    last = unet.conv_out if isinstance(unet, DdpmUNet) else unet.out[2]
-    assert isinstance(last, nn.Conv2d) and last.bias is not None
-    cut = nn.Conv2d(last.in_channels, 3, 3, padding=1)
-    cut.weight.data, cut.bias.data = last.weight.data[:3].clone(), last.bias.data[:3].clone()  # type: ignore[union-attr]
+    """The network with its last convolution cut to ε."""
     if isinstance(unet, DdpmUNet):
-        unet.conv_out = cut
+        unet.conv_out = eps_only(unet.conv_out)
     else:
-        unet.out[2] = cut
+        unet.out[2] = eps_only(unet.out[2])
     unet.config = replace(unet.config, out_channels=3)
     return unet
 
 
-def _attribute(path: Path, unet: DdpmUNet | GuidedUNet, layout: str, n_train: int | None) -> AttributeData:
-    """A DeltaBlock file: its weights under the key '0', beside the optimizer's state."""
+def eps_only(last: nn.Module) -> nn.Conv2d:
+    """A last convolution, cut to its first 3 channels, ε: nothing at run time reads a learned sigma."""
+    assert isinstance(last, nn.Conv2d) and last.bias is not None
+    cut = nn.Conv2d(last.in_channels, 3, 3, padding=1)
+    cut.weight.data, cut.bias.data = last.weight.data[:3].clone(), last.bias.data[:3].clone()  # type: ignore[union-attr]
+    return cut
+
+
+def delta_block(path: Path, *, channels: int, embed: int, layout: str, n_train: int | None) -> AttributeData:
+    """A DeltaBlock file: its weights under the key '0', beside the optimizer's state.
+
+    channels, embed: of the U-Net's h and temb. layout: its code base, "ddpm" or "guided".
+    """
     found = load(path)
     weights = found.get("0") if isinstance(found, Mapping) else None
     if not isinstance(weights, Mapping):
@@ -134,8 +148,6 @@ def _attribute(path: Path, unet: DdpmUNet | GuidedUNet, layout: str, n_train: in
     trained = re.search(r"_ngen(\d+)", path.name)
     if n_train is None and trained is None:
         raise ArgumentError(f"{path}: its name does not tell the steps it was trained at (ngen…); give --n-train")
-    config = unet.config
-    channels, embed = int(config.channel_mult[-1] * config.model_channels), config.embed_channels
     block = kind(channels, embed)
     check_tensors(path, block.state_dict(), state, f"an attribute for a U-Net of {channels} channels")
     block.load_state_dict(state)
@@ -146,3 +158,15 @@ def _attribute(path: Path, unet: DdpmUNet | GuidedUNet, layout: str, n_train: in
         arrays[f"{ours}.bias"] = state[f"{theirs}.bias"].numpy()
     steps = n_train if n_train is not None else int(trained[1]) if trained else 0
     return AttributeData("delta_block", "asymmetric", arrays, {"eps": str(kind.eps)}, steps, block.eval())
+
+
+def delta_block_file(path: Path, bundle: Bundle, n_train: int | None) -> tuple[bytes, int, Source]:
+    """A DeltaBlock's file as a bundle keeps it, for a bundle that is there: its bytes, n_train, and where it came from.
+
+    Raises CheckpointError where the block is of the other layout, or not of the model's widths.
+    """
+    channels, _, _, embed = h_shape(bundle)
+    guided = bundle.manifest.provenance.config.get("layout", "guided") == "guided"  # DiffAE's U-Net is that too
+    found = delta_block(path, channels=channels, embed=embed, layout="guided" if guided else "ddpm", n_train=n_train)
+    assert found.n_train is not None
+    return tensor_bytes(found.arrays, found.metadata), found.n_train, source(path)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from hspace.errors import CheckpointError
+from hspace.files import MAX_TEXT_BYTES, check_file, read_file
 from hspace.manifest import Source
 from torch import Tensor
 
@@ -29,8 +30,7 @@ _STAND_INS = [(_ModelCheckpoint, "pytorch_lightning.callbacks.model_checkpoint.M
 
 def load(path: Path) -> Any:
     """The contents of a PyTorch file, tensors and plain values alone; anything that would run code is refused."""
-    if not path.is_file():
-        raise CheckpointError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+    check_file(path, CheckpointError)
     try:
         with torch.serialization.safe_globals(_STAND_INS):  # type: ignore[arg-type]
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -70,7 +70,7 @@ def looks_like(found: Any) -> str:
         ("temb.dense.0.weight", "a DDPM U-Net (hspace export asyrp)"),
         ("input_blocks.0.0.weight", "an improved- or guided-diffusion U-Net (hspace export asyrp)"),
         ("0", "an Asyrp attribute (--attribute)"),
-        ("down_blocks.0.resnets.0.conv1.weight", "a diffusers U-Net"),
+        ("down_blocks.0.resnets.0.conv1.weight", "a diffusers U-Net (hspace export diffusers, with its folder)"),
     ):
         if mark in keys:
             return name
@@ -97,11 +97,20 @@ def check_tensors(path: Path, expected: Mapping[str, Tensor], found: Mapping[str
         if names:
             faults.append(f"{len(names)} {title}: " + ", ".join(names))
     if faults:
-        raise CheckpointError(f"{path}: its tensors are not those of {what}:\n  " + "\n  ".join(faults))
+        raise CheckpointError(f"{path}: its tensors are not those of {what}: " + "; ".join(faults))
+
+
+def read_text(path: Path, what: str) -> str:
+    """A text file that the user wrote, in UTF-8, with or without the mark that Windows puts before it."""
+    try:
+        return read_file(path, CheckpointError, MAX_TEXT_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{path}: expected {what}") from None
 
 
 def read_json(path: Path, what: str) -> Any:
     """A JSON file that the user wrote."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        return json.loads(path.read_bytes())
+    text = read_text(path, f"{what} in JSON")
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads(text)
     raise CheckpointError(f"{path}: expected {what} in JSON")

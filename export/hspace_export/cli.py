@@ -10,9 +10,10 @@ from typing import Any
 
 import click
 from hspace.cli import common
+from hspace.manifest import check_name
 
-from . import asyrp, diffae
-from .exporter import Model, Settings, check_name, read_config, schedule, settings_of
+from . import asyrp, diffae, lpips
+from .exporter import Model, Settings, read_config, schedule, settings_of
 from .exporter import export as run_export
 
 _FILE = click.Path(path_type=Path)
@@ -32,13 +33,23 @@ shared = common.stack(
     ),
     click.option("--name", help="The bundle's name. [default: the folder's]"),
     click.option("--licence", help="Of the weights, for people."),
-    click.option("--config", type=_FILE, help="A JSON file with settings that weights cannot tell."),
     click.option("--image-size", type=int, help="Pixels on a side."),
+    click.option("--force", is_flag=True, help="Replace a bundle that exists."),
+    common.as_json,
+)
+untold = common.stack(
+    click.option("--config", type=_FILE, help="A JSON file with settings that weights cannot tell."),
     click.option("--num-heads", type=int, help="Attention heads."),
     click.option("--num-head-channels", type=int, help="Channels of an attention head."),
     click.option("--schedule", help="linear, cosine or const0.008. [default: linear]"),
-    click.option("--force", is_flag=True, help="Replace a bundle that exists."),
-    common.as_json,
+)
+deltas = common.stack(
+    click.option(
+        "--attribute", "attributes", multiple=True, metavar="NAME=FILE", help="A DeltaBlock; may be repeated."
+    ),
+    click.option(
+        "--n-train", type=int, help="Steps that the attributes were trained at. [default: from ngen… in their names]"
+    ),
 )
 
 
@@ -50,6 +61,7 @@ def export() -> None:
     Examples:
       hspace export diffae last.ckpt -o bundles/ffhq256
       hspace export asyrp celeba_hq.ckpt --preset celebahq256 -o bundles/celebahq
+      hspace export diffusers ddpm-church-256/ -o bundles/church
     """
 
 
@@ -60,6 +72,7 @@ def export() -> None:
 @click.option("--class-names", type=_FILE, help="A text file, a class name per line. [default: CelebA's, or class_0 …]")
 @click.option("--preset", type=click.Choice(list(diffae.PRESETS)), help="Settings of a published model.")
 @click.option("--latent-schedule", help="Of the latent DDIM. [default: const0.008]")
+@untold
 @shared
 def export_diffae(
     checkpoint: Path,
@@ -87,11 +100,9 @@ def export_diffae(
 
 @export.command("asyrp")
 @click.argument("checkpoint", type=_FILE)
-@click.option("--attribute", "attributes", multiple=True, metavar="NAME=FILE", help="A DeltaBlock; may be repeated.")
-@click.option(
-    "--n-train", type=int, help="Steps that the attributes were trained at. [default: from ngen… in their names]"
-)
+@deltas
 @click.option("--preset", type=click.Choice(list(asyrp.PRESETS)), help="Settings of a published model.")
+@untold
 @shared
 def export_asyrp(checkpoint: Path, attributes: tuple[str, ...], preset: str | None, **options: Any) -> None:
     """An unconditional DDPM or guided-diffusion U-Net, with Asyrp attributes.
@@ -101,6 +112,58 @@ def export_asyrp(checkpoint: Path, attributes: tuple[str, ...], preset: str | No
       hspace export asyrp celeba_hq.ckpt --preset celebahq256 \\
           --attribute smiling=smiling_LC_CelebA_HQ_t999_ninv40_ngen40_0.pth -o bundles/celebahq
     """
+    named = _named(attributes)
+    settings = _settings(options)
+    _run(lambda: asyrp.load_model(checkpoint, attributes=named, preset=preset, settings=settings), options)
+
+
+@export.command("diffusers")
+@click.argument("folder", type=_FILE)
+@deltas
+@shared
+def export_diffusers(folder: Path, attributes: tuple[str, ...], **options: Any) -> None:
+    """An unconditional UNet2DModel of diffusers, with its scheduler: a folder that save_pretrained wrote.
+
+    The bundle has the presets asyrp (the default), official (the scheduler's spacing and clamping, DDIM) and ddpm; the
+    last is left out where the network learned its variance, which is not exported. Attributes are Asyrp's
+    DeltaBlocks of the DDPM layout; one means something on the weights that it was trained on alone.
+
+    \b
+    Examples:
+      hspace export diffusers ddpm-church-256/ -o bundles/church
+    """
+    named, settings = _named(attributes), _settings(options)
+    try:
+        from . import diffusers
+    except ImportError as e:
+        raise click.ClickException(
+            f"hspace export diffusers needs the package {(e.name or '').partition('.')[0]}: "
+            "pip install 'hspace[diffusers]'"
+        ) from None
+    _run(lambda: diffusers.load_model(folder, attributes=named, settings=settings), options)
+
+
+@export.command("lpips")
+@click.argument("backbone", type=_FILE)
+@click.option("-o", "--output", required=True, type=_FILE, help="The ONNX file.")
+@click.option("--image-size", "size", type=int, default=256, show_default=True, help="Pixels on a side.")
+@click.option("--linear", type=_FILE, help="LPIPS's own weights, alex.pth. [default: the installed package lpips']")
+@click.option("--force", is_flag=True, help="Replace a file that exists.")
+@common.as_json
+def export_lpips(backbone: Path, output: Path, size: int, linear: Path | None, force: bool, as_json: bool) -> None:
+    """LPIPS (AlexNet) as an ONNX graph, for `hspace calibrate`. BACKBONE is torchvision's AlexNet weights.
+
+    \b
+    Examples:
+      hspace export lpips alexnet-owt-7be5be79.pth --image-size 256 -o lpips256.onnx
+    """
+    error = lpips.export_lpips(backbone, output, size=size, linear=linear, force=force)
+    text = f"wrote {output}; relative difference to PyTorch {error:.1e}"
+    common.emit(as_json, {"output": str(output), "error": error}, text)
+
+
+def _named(attributes: tuple[str, ...]) -> dict[str, Path]:
+    """--attribute options as a mapping."""
     named: dict[str, Path] = {}
     for text in attributes:
         name, equals, file = text.partition("=")
@@ -110,14 +173,13 @@ def export_asyrp(checkpoint: Path, attributes: tuple[str, ...], preset: str | No
             raise click.BadParameter(f"the name {name!r} is given twice", param_hint="--attribute")
         check_name("--attribute", name)
         named[name] = Path(file)
-    settings = _settings(options)
-    _run(lambda: asyrp.load_model(checkpoint, attributes=named, preset=preset, settings=settings), options)
+    return named
 
 
 def _settings(options: dict[str, Any]) -> Settings:
     """The options that are settings, taken out of `options`, over those of --config."""
     given = settings_of({k: options.pop(k) for k in _SETTINGS if k in options}, "options")
-    config = options.pop("config")
+    config = options.pop("config", None)
     settings = given if config is None else given.over(read_config(config))
     for text in (settings.schedule, settings.latent_schedule):
         if text is not None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from . import architecture
 from .celeba import CELEBA_NAMES
-from .checkpoint import StateDict, check_tensors, load, looks_like, source, tensors
+from .checkpoint import StateDict, check_tensors, load, looks_like, read_text, source, tensors
 from .exporter import AttributeData, Model, Settings, schedule, settings_of
 from .graph import InFloat32, Part, unet_parts
 from .models.diffae import Encoder, LatentNet
@@ -216,10 +216,8 @@ def _attributes(
 
 def _names(found: Any, path: Path, class_names: Path | None, count: int) -> list[str]:
     if class_names is not None:
-        try:
-            names = [line.strip() for line in class_names.read_text().splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError):
-            raise CheckpointError(f"{class_names}: expected a text file, a class name per line") from None
+        text = read_text(class_names, "a text file, a class name per line")
+        names = [line.strip() for line in text.splitlines() if line.strip()]
     elif isinstance(found.get("classes"), list):
         names = [str(n) for n in found["classes"]]
     else:

@@ -21,6 +21,7 @@ from hspace.attributes import DeltaBlock, read_attribute
 from hspace.bundle import Bundle, file_entry, h_shape, write_manifest
 from hspace.engines import open_engine
 from hspace.errors import ArgumentError, BundleError, CheckpointError, OutputError
+from hspace.manifest import check_name
 from hspace.tensors import write_tensors
 from msgspec import Meta, Struct
 from numpy.typing import NDArray
@@ -59,16 +60,6 @@ def settings_of(values: Mapping[str, Any], where: str) -> Settings:
         return msgspec.convert({k: v for k, v in values.items() if v is not None}, Settings)
     except msgspec.ValidationError as e:
         raise ArgumentError(f"{where}: {e}") from None
-
-
-def check_name(what: str, text: str) -> None:
-    """A name that a manifest can hold; said before the minutes of an export, not after."""
-    try:
-        msgspec.convert(text, contract.Name)
-    except msgspec.ValidationError:
-        raise ArgumentError(
-            f"{what}: found {text!r}, expected 1 to 100 printable characters, without / \\ = or ,"
-        ) from None
 
 
 def read_config(path: Path) -> Settings:
@@ -281,7 +272,7 @@ def _compare(model: Model, folder: Path, precision: Precision) -> dict[str, floa
         if not e <= limits[k]
     ]
     if faults:
-        raise CheckpointError("the export differs from PyTorch:\n  " + "\n  ".join(faults))
+        raise CheckpointError("the export differs from PyTorch: " + "; ".join(faults))
     return errors
 
 

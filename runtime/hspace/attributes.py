@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bundle import Bundle, h_shape
-from .errors import ArgumentError, BundleError
+from .errors import ArgumentError, BundleError, EngineError
 from .latent import slerp
 from .manifest import Attribute
 from .program import Branch
@@ -66,13 +66,19 @@ class ZDirection:
     def move(self, z_sem: Float32, strength: float) -> Float32:
         """z_sem (float32 [D]) moved: in normalised space, += strength·sqrt(D)·weight/‖weight‖."""
         step = strength * math.sqrt(self.weight.size) / _norm(self.weight)
-        normalised = (z_sem - self.mean) / self.std + np.float32(step) * self.weight
-        moved: Float32 = np.add(normalised * self.std, self.mean, dtype=np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            normalised = (z_sem - self.mean) / self.std + np.float32(step) * self.weight
+            moved: Float32 = np.add(normalised * self.std, self.mean, dtype=np.float32)
+        if not np.isfinite(moved).all():
+            raise ArgumentError(f"edits: found strength {strength:.4g}, expected one with which z_sem stays finite")
         return moved
 
     def logit(self, z_sem: Float32) -> Float32:
-        """z_sem float32 [N, D] → float32 [N]: weight·z_normalised + bias."""
-        logits: Float32 = np.matmul((z_sem - self.mean) / self.std, self.weight) + np.float32(self.bias)
+        """z_sem float32 [N, D] → float32 [N]: weight·z_normalised + bias. Raises EngineError where it overflows."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            logits: Float32 = np.matmul((z_sem - self.mean) / self.std, self.weight) + np.float32(self.bias)
+        if not np.isfinite(logits).all():
+            raise EngineError("classify: a logit is not finite: z_sem, or a number of the attribute's, is too large")
         return logits
 
 
@@ -174,8 +180,14 @@ AnyAttribute = ZDirection | DeltaBlock | DeltaTable
 def read_attribute(bundle: Bundle, name: str) -> AnyAttribute:
     """The attribute `name` of the bundle, its file verified and its tensors checked against the model's shapes."""
     entry = bundle.manifest.attributes[name]
-    where = str(bundle.folder / entry.file)
-    tensors = read_tensors(bundle.read(entry), where)
+    return parse_attribute(bundle, entry, bundle.read(entry), str(bundle.folder / entry.file))
+
+
+def parse_attribute(bundle: Bundle, entry: Attribute, data: bytes, where: str) -> AnyAttribute:
+    """The attribute in the bytes of a file, of the kind and branch that `entry` says. where: the file, for messages."""
+    if entry.kind == "z_direction" and bundle.manifest.z_sem is None:
+        raise BundleError(f"{where}: a z_direction, and the model has no z_sem to move")
+    tensors = read_tensors(data, where)
     builders = {"z_direction": _z_direction, "delta_block": _delta_block, "delta_h": _delta_table}
     return builders[entry.kind](bundle, entry, tensors)
 
@@ -183,9 +195,9 @@ def read_attribute(bundle: Bundle, name: str) -> AnyAttribute:
 def _z_direction(bundle: Bundle, entry: Attribute, tensors: Tensors) -> AnyAttribute:
     assert bundle.manifest.z_sem is not None  # the manifest's checks say so
     d = bundle.manifest.z_sem.size
-    got = tensors.take({"weight": (d,), "bias": (1,), "mean": (d,), "std": (d,)})
-    if not (got["std"] > 0).all() or not _norm(got["weight"]) > 0:
-        raise BundleError(f"{tensors.where}: expected a weight that is not zero and a std above zero")
+    got = tensors.take({"weight": (d,), "bias": (1,), "mean": (d,), "std": (d,)}, divisors=["std"])
+    if not _norm(got["weight"]) > 0:
+        raise BundleError(f"{tensors.where}: weight: expected values that are not all zero")
     return ZDirection(got["weight"], float(got["bias"][0]), got["mean"], got["std"])
 
 

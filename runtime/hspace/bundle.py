@@ -7,15 +7,17 @@ file that its manifest does not list.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from .checks import raise_faults
 from .errors import ArgumentError, BundleError
-from .files import write_atomically
-from .manifest import MANIFEST, MAX_MANIFEST_BYTES, Component, File, Manifest, Preset, parse_manifest, raise_faults
+from .files import MAX_TEXT_BYTES, read_file, write_atomically
+from .manifest import MANIFEST, MAX_PATH, Component, File, Manifest, Preset, parse_manifest
 from .onnx_scan import check_onnx
 
 
@@ -32,36 +34,38 @@ class Bundle:
         try:
             if not self.folder.is_dir() or not path.is_file() or path.is_symlink():
                 raise BundleError(f"{self.folder}: expected a bundle: a folder with a {MANIFEST}")
-            if path.stat().st_size > MAX_MANIFEST_BYTES:
-                raise BundleError(f"{path}: found {path.stat().st_size} bytes, expected at most {MAX_MANIFEST_BYTES}")
-            self.manifest = parse_manifest(path.read_bytes(), str(path))
+            self.manifest = parse_manifest(read_file(path, BundleError, MAX_TEXT_BYTES), str(path))
             self._check_listing()
         except OSError as e:
             raise BundleError(f"{self.folder}: cannot be read: {e.strerror}") from None
 
     def _check_listing(self) -> None:
         listed = {entry.file: entry for _, entry in self.manifest.files()}
-        present, faults = {}, []
-        for p in sorted(self.folder.rglob("*")):
-            if p.is_symlink():
-                faults.append(f"{p.relative_to(self.folder).as_posix()}: a link, expected a plain file")
-            elif not p.is_dir():
-                present[p.relative_to(self.folder).as_posix()] = p
+        present: dict[str, int] = {}  # path → size
+        faults, folders = [], [""]
+        while folders:
+            inside = folders.pop()
+            with os.scandir(self.folder / inside) as entries:
+                for entry in entries:
+                    name = inside + entry.name
+                    if entry.is_symlink():
+                        faults.append(f"{name}: a link, expected a plain file")
+                    elif entry.is_dir() and len(name) < MAX_PATH:
+                        folders.append(f"{name}/")
+                    else:  # a deeper folder can hold nothing that is listed
+                        present[name] = entry.stat().st_size
+        faults.sort()
         faults += [f"{name}: missing" for name in sorted(set(listed) - set(present))]
         faults += [f"{name}: not listed in {MANIFEST}" for name in sorted(set(present) - set(listed) - {MANIFEST})]
         for name in sorted(set(listed) & set(present)):
-            size = present[name].stat().st_size
-            if size != listed[name].bytes:
-                faults.append(f"{name}: found {size} bytes, expected {listed[name].bytes}")
-        raise_faults(str(self.folder), faults)
+            if present[name] != listed[name].bytes:
+                faults.append(f"{name}: found {present[name]} bytes, expected {listed[name].bytes}")
+        raise_faults(BundleError, str(self.folder), faults)
 
     def read(self, entry: File) -> bytes:
         """The contents of a listed file, checked against its SHA-256 before anyone parses them."""
         path = self.folder / entry.file
-        try:
-            data = path.read_bytes()
-        except OSError as e:
-            raise BundleError(f"{path}: cannot be read: {e.strerror}") from None
+        data = read_file(path, BundleError, entry.bytes)
         found = hashlib.sha256(data).hexdigest()
         if found != entry.sha256:
             raise BundleError(f"{path}: altered: found SHA-256 {found}, expected {entry.sha256}")

@@ -1,12 +1,13 @@
-"""Checks of arguments that several calls share."""
+"""Checks of arguments that several calls share, and the error of several faults."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from .errors import ArgumentError
+from .errors import ArgumentError, HspaceError
 
 MOST_IMAGES = 100_000  # of one call
+_MOST_FAULTS, _MOST_LETTERS = 50, 1200  # that one error lists; of each, which a file's own text may be part of
 
 
 def check_whole(name: str, value: object, least: int = 1, most: int = MOST_IMAGES) -> None:
@@ -22,3 +23,12 @@ def check_array(name: str, array: object, shape: tuple[int, ...]) -> None:
         raise ArgumentError(f"{name}: found {found}, expected float32 {list(shape)}")
     if not np.isfinite(array).all():
         raise ArgumentError(f"{name}: has values that are not finite")
+
+
+def raise_faults(error: type[HspaceError], where: str, faults: list[str]) -> None:
+    """One `error` for all of `faults`, if there are any."""
+    shown = [f if len(f) <= _MOST_LETTERS else f"{f[:_MOST_LETTERS]}…" for f in faults[:_MOST_FAULTS]]
+    if len(faults) > _MOST_FAULTS:
+        shown.append(f"and {len(faults) - _MOST_FAULTS} more")
+    if shown:
+        raise error(f"{where}: " + "; ".join(shown))

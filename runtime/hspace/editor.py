@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .attributes import Content, Edit, ZDirection, check_names, check_number, compile_edit, read_attribute
+from .arguments import (
+    Edits,
+    Output,
+    Run,
+    acceptors,
+    amounts_of,
+    check_output,
+    grid_of,
+    one_way,
+    per_image,
+    shrunk,
+)
+from .attributes import Content, Edit, ZDirection, compile_edit, read_attribute
 from .bundle import Bundle, h_shape
-from .checks import MOST_IMAGES, check_array, check_whole
+from .checks import MOST_IMAGES, check_whole
 from .engines import open_engine
-from .errors import ArgumentError, BundleError, LatentError
+from .errors import ArgumentError, LatentError
 from .image import Images, load_images, to_uint8
 from .latent import Latent, slerp
 from .manifest import Preset
@@ -26,22 +37,6 @@ from .runs import OnStep, Progress, Runner, draws, start
 from .tensors import read_tensors
 
 Float32 = NDArray[np.float32]
-Output = Literal["uint8", "float32"]
-Edits = Mapping[str, float] | Sequence[Mapping[str, float]]
-
-
-class Run(TypedDict, total=False):
-    """How to run, as `Editor.decode` takes it; what calls that end in a decode pass on."""
-
-    preset: str | None
-    steps: int | None
-    sampler: str | None
-    t_edit: int | None
-    t_boost: int | None
-    seed: int
-    noise: Float32 | None
-    on_step: OnStep | None
-    output: Output
 
 
 def open(
@@ -67,10 +62,10 @@ class Editor:
     """Encodes, edits and decodes images with one bundle. Safe to use from several threads.
 
     Calls that return images return uint8 [N, H, W, 3], or with output="float32" the raw float32 [N, 3, H, W] in the
-    model's range. `preset` names one of the bundle's, by default its default; `steps`, `sampler` ("ddim" or "ddpm"),
-    `t_edit` and `t_boost` override it. `seed` (0 … 2⁶⁴ − 1) chooses the noise of rows that draw; `noise` gives it
-    instead: float32 [rows that draw, N, 3, H, W]. `on_step` is called with a `Step` after each evaluation; where it
-    returns False the call raises Cancelled. An image's result does not depend on the batch that it was in.
+    model's range. `preset` names one of the bundle's, by default its default; `steps`, `sampler` ("ddim", "ddpm" or
+    "ddpm_large"), `t_edit` and `t_boost` override it. `seed` (0 … 2⁶⁴ − 1) chooses the noise of rows that draw; `noise`
+    gives it instead: float32 [rows that draw, N, 3, H, W]. `on_step` is called with a `Step` after each evaluation;
+    where it returns False the call raises Cancelled. An image's result does not depend on the batch that it was in.
     """
 
     def __init__(self, bundle: Bundle, engine: Any, *, batch_size: int | None = None) -> None:
@@ -84,9 +79,8 @@ class Editor:
         self._z_statistics: tuple[Float32, Float32] | None = None
         if manifest.z_sem is not None and manifest.z_sem.statistics is not None:
             entry, d = manifest.z_sem.statistics, manifest.z_sem.size
-            got = read_tensors(bundle.read(entry), str(bundle.folder / entry.file)).take({"mean": (d,), "std": (d,)})
-            if not (got["std"] > 0).all():
-                raise BundleError(f"{bundle.folder / entry.file}: std: expected values above zero")
+            tensors = read_tensors(bundle.read(entry), str(bundle.folder / entry.file))
+            got = tensors.take({"mean": (d,), "std": (d,)}, divisors=["std"])
             self._z_statistics = got["mean"], got["std"]
 
     def program(
@@ -122,7 +116,7 @@ class Editor:
         Source: Preechakul et al. 2022, equation 8; Kwon et al. 2023, section 3; Song et al. 2021, section 4.3.
         """
         x = load_images(images, self.size, resize=resize)
-        plan = self._planner.plan(preset, _one(steps))
+        plan = self._planner.plan(preset, one_way(steps))
         program = self._planner.encode(plan)
         progress = Progress(on_step, self._runner.evaluations(len(x), program))
         return self._encode(x, plan, preset, program, progress)
@@ -149,12 +143,12 @@ class Editor:
         makes one job out of several calls; by default 0 … N − 1.
         Source: Preechakul et al. 2022, equations 2 and 7; Kwon et al. 2023, equation 5.
         """
-        plan = self._planner.plan(preset, _one(steps), sampler, t_edit, t_boost)
+        plan = self._planner.plan(preset, one_way(steps), sampler, t_edit, t_boost)
         self.check_latent(latent)
         compiled = self._compile(edits, len(latent), plan)
         programs = self._decode_programs(plan, compiled)
         noise_source = draws(seed, noise, image_numbers, programs, self._shape)
-        _check_output(output)
+        check_output(output)
         progress = Progress(on_step, self._runner.evaluations(len(latent), programs[0]))
         return self._decode(latent, compiled, programs, noise_source, progress, output)
 
@@ -181,7 +175,7 @@ class Editor:
         compiled = self._compile(edits, len(x), plan)
         program, programs = self._planner.encode(plan), self._decode_programs(plan, compiled)
         noise_source = draws(seed, noise, image_numbers, programs, self._shape)
-        _check_output(output)
+        check_output(output)
         progress = Progress(on_step, self._runner.evaluations(len(x), program, programs[0]))
         latent = self._encode(x, plan, preset, program, progress)
         return self._decode(latent, compiled, programs, noise_source, progress, output)
@@ -230,17 +224,12 @@ class Editor:
         strengths: name → strengths. Returns [N, K, …] for one attribute and [N, K, L, …] for two, of what `decode`
         returns; the variants of an image share its draws. edits: others, the same in all. run: as `decode` takes it.
         """
-        if not isinstance(strengths, Mapping) or not 1 <= len(strengths) <= 2 or not all(map(len, strengths.values())):
-            raise ArgumentError("strengths: expected a mapping from one or two attributes to strengths, at least one")
-        if edits is not None and not strengths.keys().isdisjoint(edits):
-            raise ArgumentError("edits: names an attribute that is swept")
+        shape, points = grid_of(strengths, edits)
         self.check_latent(latent)
-        grid = [dict(zip(strengths, values, strict=True)) for values in itertools.product(*strengths.values())]
-        every = Latent.stack([one for one in latent for _ in grid])
-        mappings = [{**(edits or {}), **point} for _ in latent for point in grid]
-        numbers = None if run.get("noise") is not None else np.repeat(np.arange(len(latent)), len(grid)).tolist()
-        found = self.decode(every, mappings, image_numbers=numbers, **run)
-        return found.reshape(len(latent), *map(len, strengths.values()), *found.shape[1:])
+        every = Latent.stack([one for one in latent for _ in points])
+        numbers = None if run.get("noise") is not None else np.repeat(np.arange(len(latent)), len(points)).tolist()
+        found = self.decode(every, points * len(latent), image_numbers=numbers, **run)
+        return found.reshape(len(latent), *shape, *found.shape[1:])
 
     def timeline(
         self, latent: Latent, frames: int = 8, *, edits: Edits | None = None, **run: Unpack[Run]
@@ -250,7 +239,7 @@ class Editor:
         Returns the timesteps, int64 [F], and the images, [F, N, …] of what `decode` returns. run: as `decode` takes it.
         Source: Kwon et al. 2023, section 3.4 (figure 4).
         """
-        plan = self._planner.plan(run.get("preset"), _one(run.get("steps")))
+        plan = self._planner.plan(run.get("preset"), one_way(run.get("steps")))
         run["on_step"] = recorder = Timeline(frames, self._planner.decode(plan, Edit()), run.get("on_step"))
         self.decode(latent, edits, **run)
         p, _ = recorder.frames()
@@ -286,27 +275,21 @@ class Editor:
         x = load_images(content, self.size, resize=resize)
         if len(x) not in (1, len(latent)):
             raise ArgumentError(f"content: found {len(x)} images, expected 1, or one for each of {len(latent)} latents")
-        amounts = list(strength) if isinstance(strength, Sequence) else [strength] * len(latent)
-        if len(amounts) != len(latent):
-            raise ArgumentError(
-                f"strength: found {len(amounts)}, expected one, or one for each of {len(latent)} latents"
-            )
-        for amount in amounts:
-            if not 0 <= check_number("inject", "strength", amount) <= 1:
-                raise ArgumentError(f"inject: found strength {amount!r}, expected a number from 0 to 1")
-        small = None if mask is None else self._mask(mask)
+        amounts = amounts_of(strength, len(latent))
+        c, height, width, _ = h_shape(self.bundle)
+        small = None if mask is None else shrunk(mask, self.size, height, width)
         plan = self._planner.plan(preset, steps, sampler, t_edit, t_boost)
-        each = self._mappings(edits, len(latent))
+        each = per_image(edits, len(latent), self.attributes)
         program = self._planner.encode(plan)
-        recorder = HRecorder("encode", program, len(x), h_shape(self.bundle)[:3], on_step)
+        recorder = HRecorder("encode", program, len(x), (c, height, width), on_step)
         tables = [*recorder.table] * (len(latent) // len(x))
         compiled = [
-            self._with_content(mapping, Content(recorder.timesteps, table, float(amount), small), plan)
+            self._with_content(mapping, Content(recorder.timesteps, table, amount, small), plan)
             for mapping, table, amount in zip(each, tables, amounts, strict=True)
         ]
         programs = self._decode_programs(plan, compiled)
         noise_source = draws(seed, noise, None, programs, self._shape)
-        _check_output(output)
+        check_output(output)
         progress = Progress(recorder, self._runner.evaluations(len(x), program))
         progress.total += self._runner.evaluations(len(latent), programs[0])
         self._encode(x, plan, preset, program, progress)  # which fills the tables
@@ -339,21 +322,33 @@ class Editor:
         Source: Preechakul et al. 2022, section 4; few-shot conditional sampling, section 5.6.
         """
         check_whole("count", count)
-        plan = self._planner.plan(preset, _one(steps), sampler, t_edit, t_boost)
+        plan = self._planner.plan(preset, one_way(steps), sampler, t_edit, t_boost)
         compiled = self._compile(edits, count, plan)
         programs = self._decode_programs(plan, compiled)
         noise_source = draws(seed, noise, None, programs, self._shape)
-        _check_output(output)
+        check_output(output)
         x_T = start("x_T", x_T, count, self._shape, seed, Stream.X_T)
         progress = Progress(on_step, self._runner.evaluations(count, programs[0]))
-        if self.bundle.manifest.z_sem is None:
-            if latent_steps is not None or z_noise is not None or accept is not None:
-                raise ArgumentError("sample: latent_steps, z_noise and accept: the model has no z_sem to draw")
-            z_sem = None
-        else:
-            z_sem = self._draw_z(count, self._planner.latent(plan, latent_steps), seed, z_noise, accept, progress)
+        z_sem = self._draw_z(count, plan, latent_steps, seed, z_noise, accept, progress)
         latent = Latent(x_T, z_sem, provenance=self._provenance(plan, preset))
         return self._decode(latent, compiled, programs, noise_source, progress, output)
+
+    def draw(
+        self,
+        count: int,
+        *,
+        accept: Mapping[str, float] | None = None,
+        preset: str | None = None,
+        latent_steps: int | None = None,
+        seed: int = 0,
+        on_step: OnStep | None = None,
+    ) -> Latent:
+        """The latents that `sample` decodes: x_T drawn, and z_sem from the latent DDIM where the model has one."""
+        check_whole("count", count)
+        plan, progress = self._planner.plan(preset), Progress(on_step)
+        x_T = start("x_T", None, count, self._shape, check_seed(seed), Stream.X_T)
+        z_sem = self._draw_z(count, plan, latent_steps, seed, None, accept, progress)
+        return Latent(x_T, z_sem, provenance=self._provenance(plan, preset))
 
     def vary(self, latent: Latent, count: int, *, edits: Edits | None = None, **run: Unpack[Run]) -> NDArray[Any]:
         """`count` variations of each of the latent's images, in order: z_sem kept, x_T drawn anew.
@@ -389,6 +384,11 @@ class Editor:
         return np.stack([d.logit(z_sem) for d in directions], axis=1)
 
     @property
+    def z_statistics(self) -> tuple[Float32, Float32] | None:
+        """Mean and std of z_sem over the training set, float32 [D] each, where the bundle has them."""
+        return self._z_statistics
+
+    @property
     def classes(self) -> list[str]:
         """The names of `classify`'s columns."""
         return [name for name, a in self.attributes.items() if isinstance(a, ZDirection)]
@@ -419,24 +419,10 @@ class Editor:
             "encode_steps": str(plan.encode_steps),
         }
 
-    def _mappings(self, edits: Edits | None, count: int) -> Sequence[Mapping[str, float]]:
-        """One mapping of strengths per image, the same object where one was given for all."""
-        edits = {} if edits is None else edits
-        if not isinstance(edits, (Mapping, Sequence)) or isinstance(edits, str):
-            raise ArgumentError(f"edits: found {type(edits).__name__}, expected a mapping, or one for each image")
-        each = [edits] * count if isinstance(edits, Mapping) else list(edits)
-        for mapping in each[:1] if isinstance(edits, Mapping) else each:
-            if not isinstance(mapping, Mapping):
-                raise ArgumentError(f"edits: found {type(mapping).__name__}, expected a mapping from name to strength")
-            check_names(mapping, self.attributes, "edits")
-        if len(each) != count:
-            raise ArgumentError(f"edits: found {len(each)} mappings, expected one, or one for each of {count} images")
-        return each
-
     def _compile(self, edits: Edits | None, count: int, plan: Preset) -> list[Edit]:
         """One compiled edit per image."""
         made: dict[int, Edit] = {}
-        each = self._mappings(edits, count)
+        each = per_image(edits, count, self.attributes)
         for mapping in each:
             if id(mapping) not in made:
                 made[id(mapping)] = compile_edit(mapping, self.attributes, plan.decode_steps)
@@ -447,26 +433,25 @@ class Editor:
         attributes = {**self.attributes, "/content": content}
         return compile_edit({**mapping, "/content": 1.0}, attributes, plan.decode_steps)
 
-    def _mask(self, mask: Float32) -> Float32:
-        """A mask of the image's size at h's: the mean over what each position covers."""
-        check_array("mask", mask, (self.size, self.size))
-        if mask.min() < 0 or mask.max() > 1:
-            raise ArgumentError("mask: found values outside [0, 1]")
-        _, height, width, _ = h_shape(self.bundle)
-        small: Float32 = mask.reshape(height, self.size // height, width, self.size // width).mean(axis=(1, 3))
-        return small
-
     def _draw_z(
         self,
         count: int,
-        program: Program,
+        plan: Preset,
+        latent_steps: int | None,
         seed: int,
         given: Float32 | None,
         accept: Mapping[str, float] | None,
         progress: Progress,
-    ) -> Float32:
-        """`count` draws of z_sem from the latent DDIM; those that every classifier in `accept` accepts, in order."""
-        directions = self._acceptors(accept, given)
+    ) -> Float32 | None:
+        """`count` draws of z_sem from the latent DDIM: those that every classifier in `accept` accepts, in order."""
+        if self.bundle.manifest.z_sem is None:
+            if latent_steps is not None or given is not None or accept is not None:
+                raise ArgumentError("sample: latent_steps, z_noise and accept: the model has no z_sem to draw")
+            return None
+        program = self._planner.latent(plan, latent_steps)
+        directions = acceptors(accept, self.attributes)
+        if directions and given is not None:
+            raise ArgumentError("accept: z_noise gives as many draws as there are images, so none can be left out")
         assert self._z_statistics is not None  # the manifest's checks say so, where there is a latent DDIM
         mean, std = self._z_statistics
         kept: list[Float32] = []
@@ -484,21 +469,6 @@ class Editor:
             kept += list(z_sem[np.all(accepted, axis=0)] if accepted else z_sem)
             drawn += n
         return np.stack(kept[:count])
-
-    def _acceptors(self, accept: Mapping[str, float] | None, given: Float32 | None) -> list[tuple[ZDirection, float]]:
-        if accept is None:
-            return []
-        if given is not None:
-            raise ArgumentError("accept: z_noise gives as many draws as there are images, so none can be left out")
-        if not isinstance(accept, Mapping):
-            raise ArgumentError(f"accept: found {type(accept).__name__}, expected a mapping from name to least logit")
-        check_names(accept, self.classes, "accept")
-        found = []
-        for name, least in accept.items():
-            direction = self.attributes[name]
-            assert isinstance(direction, ZDirection)  # as `classes` has it
-            found.append((direction, check_number(f"accept: {name}", "logit", least)))
-        return found
 
     def _decode_programs(self, plan: Preset, edits: list[Edit]) -> list[Program]:
         """One program per image, the same object where the tables are the same."""
@@ -541,19 +511,8 @@ class Editor:
             )
         checkpoint = latent.provenance.get("checkpoint", manifest.provenance.checkpoint_sha256)
         if checkpoint != manifest.provenance.checkpoint_sha256:
+            maker = latent.provenance.get("bundle", "?")[:100]
             raise LatentError(
-                f"latent: made by the model {latent.provenance.get('bundle', '?')!r} (checkpoint {checkpoint[:12]}…), "
+                f"latent: made by the model {maker!r} (checkpoint {checkpoint[:12]}…), "
                 f"expected {manifest.name!r} ({manifest.provenance.checkpoint_sha256[:12]}…)"
             )
-
-
-def _one(steps: int | None) -> int | None:
-    """`steps` of a call that runs one way."""
-    if isinstance(steps, tuple):
-        raise ArgumentError(f"steps: found {steps!r}, expected a whole number")
-    return steps
-
-
-def _check_output(output: str) -> None:
-    if output not in ("uint8", "float32"):
-        raise ArgumentError(f"output: found {output!r}, expected 'uint8' or 'float32'")

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ArgumentError, ImageError, OutputError
-from .files import write_atomically
+from .files import check_file, write_atomically
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -88,8 +88,7 @@ def _opened(path: str | Path) -> Iterator[PIL.Image.Image]:
     """An image file, its header checked, its pixels not decoded yet; any decoder's error is an ImageError."""
     import PIL.Image
 
-    if not Path(path).is_file():
-        raise ImageError(f"{path}: {'not a file' if Path(path).exists() else 'no such file'}")
+    check_file(path, ImageError)
     with _as_image_error(str(path)), PIL.Image.open(path, formats=FORMATS) as opened:
         _check_header(opened, str(path))
         yield opened

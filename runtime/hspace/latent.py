@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import LatentError
+from .files import MAX_FILE_BYTES, read_file
 from .tensors import read_tensors, write_tensors
 
 _FORMAT = "hspace-latent-1"
@@ -81,19 +82,17 @@ class Latent:
         return Latent(arrays[0], arrays[1], arrays[2], told)
 
     def save(self, path: str | Path) -> None:
-        """Writes the latent as safetensors, whole or not at all."""
-        arrays = {"x_T": self.x_T, "z_sem": self.z_sem, "x_prev": self.x_prev}
-        metadata = {"format": _FORMAT, **self.provenance}
-        write_tensors(Path(path), {k: v for k, v in arrays.items() if v is not None}, metadata)
+        """Writes the latent as safetensors, whole or not at all. Raises LatentError for more than 2 GiB of it."""
+        named = {"x_T": self.x_T, "z_sem": self.z_sem, "x_prev": self.x_prev}
+        arrays = {k: v for k, v in named.items() if v is not None}
+        if sum(a.nbytes for a in arrays.values()) > MAX_FILE_BYTES - 2**20:  # the metadata has room as well
+            raise LatentError(f"{path}: {len(self)} images are too many for a file of {MAX_FILE_BYTES} bytes")
+        write_tensors(Path(path), arrays, {"format": _FORMAT, **self.provenance})
 
     @classmethod
     def load(cls, path: str | Path) -> Latent:
         """Reads a latent that `save` wrote. Raises LatentError where the file is anything else."""
-        try:
-            data = Path(path).read_bytes()
-        except OSError as e:
-            raise LatentError(f"{path}: cannot be read: {e.strerror}") from None
-        tensors = read_tensors(data, str(path), LatentError)
+        tensors = read_tensors(read_file(path, LatentError), str(path), LatentError)
         metadata = dict(tensors.metadata)
         if metadata.pop("format", None) != _FORMAT or not {"x_T"} <= tensors.arrays.keys() <= {
             "x_T",
@@ -110,11 +109,13 @@ class Latent:
 
 def slerp(a: NDArray[np.float32], b: NDArray[np.float32], weights: NDArray[np.float64]) -> NDArray[np.float32]:
     """Spherical interpolation between two arrays taken as vectors (float32 [F, *a.shape]); linear where parallel."""
-    cosine = np.vdot(a, b) / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-30)
+    wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)  # squares of what float32 holds overflow it
+    cosine = np.vdot(wide_a, wide_b) / max(float(np.linalg.norm(wide_a) * np.linalg.norm(wide_b)), 1e-30)
     theta = float(np.arccos(np.clip(cosine, -1, 1)))
     if np.sin(theta) < 1e-6:
         wa, wb = 1 - weights, weights
     else:
         wa, wb = np.sin((1 - weights) * theta) / np.sin(theta), np.sin(weights * theta) / np.sin(theta)
     frame = (len(weights), *[1] * a.ndim)
-    return (wa.reshape(frame) * a + wb.reshape(frame) * b).astype(np.float32)
+    with np.errstate(over="ignore"):  # what overflows, Latent or the run's end refuses
+        return (wa.reshape(frame) * wide_a + wb.reshape(frame) * wide_b).astype(np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import types
 import typing
 from collections.abc import Iterator
@@ -13,24 +14,25 @@ import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
+from .checks import raise_faults
 from .errors import ArgumentError, BundleError
-from .samplers import ETA
+from .files import MAX_FILE_BYTES as MAX_FILE_BYTES
+from .samplers import SAMPLERS
 from .schedule import SPACINGS, Schedule, space_timesteps
 
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
-MAX_FILE_BYTES = 2**31 - 1  # protobuf's limit, hence ONNX's without external data
-MAX_MANIFEST_BYTES = 2**24
-_MAX_FAULTS = 50  # that one error lists
+MAX_PATH = 200  # characters of a file's path inside the bundle
 
+_END = r"(?![\s\S])"  # the end of the text; $ would let a line break follow
 Name = Annotated[
     str,
-    # (?![\s\S]) is the end of the text; $ would let a line break follow
-    Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f/\\=,]{1,100}(?![\s\S])", description="printable, without / \\ = or ,"),
+    Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f/\\=,]{1,100}" + _END, description="printable, without / \\ = or ,"),
 ]
-Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}" + _END)]
 Steps = Annotated[int, Meta(ge=1, le=1000)]
 Timestep = Annotated[int, Meta(ge=0, le=1_000_000)]
+Dimension = Annotated[int, Meta(ge=1, le=65536)]
 DType = Literal["float32", "float16", "int32", "int64"]
 
 
@@ -97,7 +99,7 @@ class Image(Frozen, frozen=True):
 class File(Frozen, frozen=True):
     """A file of the bundle: a relative path with forward slashes, its size in bytes and its SHA-256."""
 
-    file: Annotated[str, Meta(min_length=1, max_length=200)]
+    file: Annotated[str, Meta(min_length=1, max_length=MAX_PATH)]
     bytes: Annotated[int, Meta(ge=1, le=MAX_FILE_BYTES)]
     sha256: Sha256
 
@@ -114,7 +116,7 @@ class Tensor(Frozen, frozen=True):
 
     name: Annotated[str, Meta(min_length=1, max_length=100)]
     dtype: DType
-    shape: list[int | Literal["N", "M"]]
+    shape: list[Dimension | Literal["N", "M"]]
 
 
 class Component(File, frozen=True, kw_only=True):
@@ -142,7 +144,7 @@ class Preset(Frozen, frozen=True, kw_only=True):
     encode_steps: Steps
     decode_steps: Steps
     latent_steps: Steps | None = None
-    sampler: Literal[tuple(ETA)] = "ddim"  # type: ignore[valid-type]
+    sampler: Literal[tuple(SAMPLERS)] = "ddim"  # type: ignore[valid-type]
     spacing: Literal[tuple(SPACINGS)]  # type: ignore[valid-type]
     clip: bool
     t_edit: Timestep = 0
@@ -193,6 +195,16 @@ class Manifest(Frozen, frozen=True, kw_only=True):
             yield "z_sem.statistics", self.z_sem.statistics
 
 
+def check_name(what: str, text: str) -> None:
+    """Raises ArgumentError for a name that a manifest cannot hold."""
+    try:
+        msgspec.convert(text, Name)
+    except msgspec.ValidationError:
+        raise ArgumentError(
+            f"{what}: found {text!r}, expected 1 to 100 printable characters, without / \\ = or ,"
+        ) from None
+
+
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of `bundle.json`."""
     return msgspec.json.schema(Manifest)
@@ -202,10 +214,13 @@ def json_schema() -> dict[str, Any]:
 
 
 def parse_manifest(data: bytes, where: str) -> Manifest:
-    """The manifest in `data`, or one BundleError with all of its faults, a line each."""
+    """The manifest in `data`, or one BundleError with all of its faults."""
     faults: list[str] = []
     try:
-        raw = json.loads(data, object_pairs_hook=_object(faults), parse_constant=_constant(faults))
+        text = data.decode()  # in UTF-8, without a byte order mark: json would take more from bytes
+        raw = json.loads(
+            text, object_pairs_hook=_object(faults), parse_constant=_constant(faults), parse_float=_float(faults)
+        )
         json.dumps(raw, ensure_ascii=False).encode()  # half a surrogate pair parses, but is no text
     except (ValueError, RecursionError):
         raise BundleError(f"{where}: expected JSON") from None
@@ -217,16 +232,8 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     manifest = _convert(raw, Manifest, "", faults)
     if not faults:
         faults += [*_listing_faults(manifest), *_signature_faults(manifest), *_run_faults(manifest)]
-    raise_faults(where, faults)
+    raise_faults(BundleError, where, faults)
     return typing.cast(Manifest, manifest)
-
-
-def raise_faults(where: str, faults: list[str]) -> None:
-    """One BundleError for all of `faults`, if there are any."""
-    if len(faults) > _MAX_FAULTS:
-        faults = [*faults[:_MAX_FAULTS], f"and {len(faults) - _MAX_FAULTS} more"]
-    if faults:
-        raise BundleError(f"{where}: " + ("\n  " if len(faults) > 1 else "") + "\n  ".join(faults))
 
 
 def _object(faults: list[str]) -> Any:
@@ -247,6 +254,16 @@ def _constant(faults: list[str]) -> Any:
         return 0.0
 
     return refuse
+
+
+def _float(faults: list[str]) -> Any:
+    def convert(text: str) -> float:
+        value = float(text)
+        if math.isinf(value):
+            faults.append(f"{text[:50]}: found a number that float64 cannot hold")
+        return value
+
+    return convert
 
 
 def _convert(raw: Any, kind: Any, path: str, faults: list[str]) -> Any:
@@ -270,7 +287,9 @@ def _convert(raw: Any, kind: Any, path: str, faults: list[str]) -> Any:
     try:
         return msgspec.convert(raw, kind)
     except msgspec.ValidationError as e:
-        faults.append(f"{path or 'the manifest'}: {_reason(e)}")
+        reason, _, at = str(e).rpartition(" - at `$")  # where inside `raw` it is
+        reason, at = (reason, at.rstrip("`")) if reason else (at, "")
+        faults.append(f"{path or 'the manifest'}{at[:100]}: {reason[0].lower()}{reason[1:]}")
         return None
 
 
@@ -289,11 +308,6 @@ def _convert_struct(raw: dict[str, Any], kind: type[Frozen], path: str, faults: 
 
 def _join(path: str, key: str) -> str:
     return f"{path}.{key[:100]}" if path else key[:100]
-
-
-def _reason(e: msgspec.ValidationError) -> str:
-    text = str(e)
-    return (text[0].lower() + text[1:]).split(" - at ")[0]
 
 
 def _listing_faults(m: Manifest) -> Iterator[str]:

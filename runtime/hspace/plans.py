@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from numbers import Integral
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -16,6 +16,25 @@ from .program import Branch, Program
 from .schedule import space_timesteps
 
 ProgramKind = Literal["encode", "decode", "edit", "latent"]
+
+
+class _Convention(NamedTuple):
+    """How a code base encodes, and what its DDIM does in clamped rows; see `samplers.ddim_inversion` and `ddim`."""
+
+    at: Literal["lower", "upper"]
+    to_noise: bool
+    direction: samplers.Direction
+
+
+# A preset's spacing says whose code it follows, beyond the timesteps. DDPM's rows are the same in all.
+_DIFFUSERS = _Convention(at="upper", to_noise=False, direction="raw")  # docs/decisions/0008
+_CONVENTIONS = {
+    "diffae": _Convention(at="lower", to_noise=True, direction="clamped"),
+    "asyrp": _Convention(at="lower", to_noise=False, direction="clamped"),
+    "leading": _DIFFUSERS,
+    "linspace": _DIFFUSERS,
+    "trailing": _DIFFUSERS,
+}
 
 
 class Planner:
@@ -45,8 +64,8 @@ class Planner:
         encode_steps, decode_steps = pair
         for n in (encode_steps, decode_steps):
             space_timesteps(base.spacing, n, self._schedule.timesteps)
-        if sampler not in (None, *samplers.ETA):
-            raise ArgumentError(f"sampler: found {sampler!r}, expected one of {', '.join(samplers.ETA)}")
+        if sampler not in (None, *samplers.SAMPLERS):
+            raise ArgumentError(f"sampler: found {sampler!r}, expected one of {', '.join(samplers.SAMPLERS)}")
         for name, value in (("t_edit", t_edit), ("t_boost", t_boost)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 0):
                 raise ArgumentError(f"{name}: found {value!r}, expected a timestep, a whole number of at least 0")
@@ -57,15 +76,20 @@ class Planner:
     def encode(self, plan: Preset) -> Program:
         """From the image to x_T. DiffAE's spacing ends at ᾱ = 0, the others at the last timestep."""
         ts = space_timesteps(plan.spacing, plan.encode_steps, self._schedule.timesteps)
-        rows = samplers.ddim_inversion(self._schedule, ts, clip=plan.clip, to_noise=plan.spacing == "diffae")
+        convention = _CONVENTIONS[plan.spacing]
+        rows = samplers.ddim_inversion(
+            self._schedule, ts, clip=plan.clip, at=convention.at, to_noise=convention.to_noise
+        )
         return Program.from_rows("encode", rows)
 
     def decode(self, plan: Preset, edit: Edit) -> Program:
         """From x_T to the image; t_edit, t_boost and edit_scale count only where `edit` has deltas."""
         ts = space_timesteps(plan.spacing, plan.decode_steps, self._schedule.timesteps)
-        eta = samplers.ETA[plan.sampler]
+        eta, large = samplers.SAMPLERS[plan.sampler]
+        direction = _CONVENTIONS[plan.spacing].direction if plan.sampler == "ddim" else "clamped"
         if edit.branch == Branch.NONE:
-            return Program.from_rows("decode", samplers.ddim(self._schedule, ts, eta=eta, clip=plan.clip))
+            rows = samplers.ddim(self._schedule, ts, eta=eta, large=large, clip=plan.clip, direction=direction)
+            return Program.from_rows("decode", rows)
         rows = samplers.edit(
             self._schedule,
             ts,
@@ -74,7 +98,9 @@ class Planner:
             t_boost=plan.t_boost,
             edit_scale=edit.n_train / plan.decode_steps if edit.n_train else 1.0,
             eta=eta,
+            large=large,
             clip=plan.clip,
+            direction=direction,
         )
         return Program.from_rows("edit", rows)
 

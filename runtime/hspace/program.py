@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ProgramError
-from .files import write_atomically
+from .files import MAX_TEXT_BYTES, read_file, write_atomically
 
 
 class Branch(enum.IntEnum):
@@ -96,9 +96,7 @@ class Program:
     def load(cls, path: str | Path) -> Program:
         """Reads a program that `save` wrote. Raises ProgramError where the file is anything else."""
         try:
-            found = json.loads(Path(path).read_bytes())
-        except OSError as e:
-            raise ProgramError(f"{path}: cannot be read: {e.strerror}") from None
+            found = json.loads(read_file(path, ProgramError, MAX_TEXT_BYTES).decode())
         except (ValueError, RecursionError):
             raise ProgramError(f"{path}: expected a program in JSON") from None
         keys = {"format", "name", "columns", "rows"}

@@ -24,12 +24,13 @@ class HRecorder:
     ) -> None:
         self.timesteps: NDArray[np.int64] = np.unique(program.rows["t"].astype(np.int64))
         self.table = np.zeros((count, len(self.timesteps), *shape), dtype=np.float32)
-        self._phase, self._then = phase, then
+        self.then = then
+        self._phase = phase
 
     def __call__(self, step: Step) -> bool | None:
         if step.phase == self._phase and step.h is not None:
             self.table[step.first : step.first + len(step.h), np.searchsorted(self.timesteps, step.t[0])] = step.h
-        return None if self._then is None else self._then(step)
+        return None if self.then is None else self.then(step)
 
 
 class Timeline:

@@ -128,7 +128,8 @@ class Runner:
             )
             while batch.active.size:  # all samples until the end: one call's programs are equally long
                 t, x_t = batch.table["t"][batch.row], batch.x
-                self._executor.step(batch)
+                with np.errstate(all="ignore"):  # what overflows, the check below refuses
+                    self._executor.step(batch)
                 progress(phase, c.start, t, x_t, batch)
             out[c] = batch.x
         if not np.isfinite(out).all():

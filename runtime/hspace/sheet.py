@@ -32,8 +32,10 @@ class Sheet:
         self._cell = size * self._scale
 
     def _text(self, label: str) -> tuple[int, int]:
+        if not label:
+            return 0, 0
         lines = label.split("\n")
-        return max(int(self._font.getlength(line)) for line in lines) + 1, (_FONT + 4) * len(lines) if label else 0
+        return max(int(self._font.getlength(line)) for line in lines) + 1, (_FONT + 4) * len(lines)
 
     @cached_property
     def _lefts(self) -> list[int]:
@@ -64,8 +66,9 @@ class Sheet:
     def check(self, path: Path) -> None:
         """Raises ArgumentError where the format of `path` cannot hold the sheet."""
         height, width = self.shape
-        most = _MOST_PIXELS.get(WRITABLE.get(path.suffix.lower(), ""), 65535)
-        if max(height, width) > most or height * width > _MOST_SHEET:
+        kind = WRITABLE.get(path.suffix.lower(), "")
+        total = _MOST_SHEET // 2 if kind == "WEBP" else _MOST_SHEET
+        if max(height, width) > _MOST_PIXELS.get(kind, 65535) or height * width > total:
             raise ArgumentError(f"{path}: the sheet would have {width}×{height} pixels, too many; give a folder")
 
     def draw(self, pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -103,6 +106,6 @@ def save_animation(path: Path, frames: Sequence[NDArray[np.uint8]], seconds: flo
     each = max(20, round(1000 * seconds / len(frames)))  # milliseconds; browsers slow what is faster down
     try:
         first.save(buffer, kind, save_all=True, append_images=rest, duration=each, loop=0)
-    except (OSError, ValueError):
+    except (OSError, OverflowError, ValueError):
         raise OutputError(f"{path}: {kind} cannot hold these frames") from None
     write_atomically(path, buffer.getvalue())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,11 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from .checks import raise_faults
 from .errors import BundleError, HspaceError
 from .files import write_atomically
+
+_TINY = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +28,14 @@ class Tensors:
     metadata: dict[str, str]
     error: type[HspaceError]
 
-    def take(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[np.float32]]:
-        """The tensors of those names and shapes, as finite float32; all faults in one error, unexpected names too."""
+    def take(
+        self, shapes: Mapping[str, tuple[int, ...]], divisors: Collection[str] = ()
+    ) -> dict[str, NDArray[np.float32]]:
+        """The tensors of those names and shapes, as finite float32; all faults in one error, unexpected names too.
+
+        divisors: names of those that are divided by, whose values must be above zero, and not so small that float32
+        holds less than its usual precision of them.
+        """
         faults = [f"{name}: missing" for name in shapes if name not in self.arrays]
         faults += [f"{name[:100]}: unexpected" for name in self.arrays if name not in shapes]
         got = {}
@@ -36,9 +45,10 @@ class Tensors:
                 faults.append(f"{name}: found {array.dtype} {list(array.shape)}, expected float32 {list(shapes[name])}")
             elif not np.isfinite(array).all():
                 faults.append(f"{name}: has values that are not finite")
+            elif name in divisors and array.size and array.min() < _TINY:
+                faults.append(f"{name}: found {float(array.min()):.3g}, expected values of at least {_TINY:.3g}")
             got[name] = array.astype(np.float32)
-        if faults:
-            raise self.error(f"{self.where}: " + "; ".join(sorted(faults)))
+        raise_faults(self.error, self.where, sorted(faults))
         return got
 
 
@@ -46,13 +56,26 @@ def read_tensors(data: bytes, where: str, error: type[HspaceError] = BundleError
     """Parses the bytes of a safetensors file; raises `error` where they are anything else."""
     try:
         arrays = safetensors.numpy.load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")], object_pairs_hook=_distinct)
         return Tensors(where, arrays, header.get("__metadata__") or {}, error)
     except Exception:  # the library raises errors of many types, and its text is not for our users
         raise error(f"{where}: expected a safetensors file") from None
 
 
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; a key that stands twice, which safetensors would let pass, is an error."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError
+    return found
+
+
+def tensor_bytes(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> bytes:
+    """The bytes of a safetensors file."""
+    contiguous = {name: np.ascontiguousarray(a) for name, a in arrays.items()}
+    return safetensors.numpy.save(contiguous, metadata=dict(metadata))
+
+
 def write_tensors(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
     """Writes a safetensors file, whole or not at all."""
-    contiguous = {name: np.ascontiguousarray(a) for name, a in arrays.items()}
-    write_atomically(path, safetensors.numpy.save(contiguous, metadata=dict(metadata)))
+    write_atomically(path, tensor_bytes(arrays, metadata))

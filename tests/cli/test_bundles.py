@@ -84,10 +84,14 @@ def test_info_refusals(cli: Cli, bundle: Path, asyrp: Path, tmp_path: Path) -> N
 
 def test_info_save_keeps_what_exists(cli: Cli, null_folder: Path) -> None:
     """As every command: nothing is replaced unasked, least of all the bundle's own manifest."""
-    manifest = null_folder / "bundle.json"
+    manifest, saved = null_folder / "bundle.json", null_folder.parent / "p.json"
     before = manifest.read_bytes()
-    cli("info", null_folder, "--program", "encode", "--save", manifest).error(7, "bundle.json: exists already")
-    assert manifest.read_bytes() == before
+    saved.write_text("mine")
+    cli("info", null_folder, "--program", "encode", "--save", saved).error(7, "p.json: exists already")
+    for force in ([], ["--force"]):
+        result = cli("info", null_folder, "--program", "encode", "--save", manifest, *force)
+        result.error(7, "bundle.json: the output is inside a bundle")
+    assert (manifest.read_bytes(), saved.read_text()) == (before, "mine")
 
 
 # --- verify -------------------------------------------------------------------------------------------

@@ -384,7 +384,7 @@ def test_series_onto_its_input(
 SERIES_REFUSALS = {
     "one frame": (["interpolate", "a.png", "b.png", "--frames", "1"], 2, "frames: found 1, expected"),
     "no such image": (["interpolate", "a.png", "z.png"], 4, "z.png: no such file"),
-    "no such latent": (["interpolate", "a.safetensors", "b.png"], 4, "a.safetensors: no such file"),
+    "no such latent": (["interpolate", "a.safetensors", "b.png"], 8, "a.safetensors: no such file"),
     "one image alone": (["interpolate", "a.png"], 2, "Missing argument 'SECOND'"),
     "no samples": (["sample", "0"], 2, "count: found 0, expected"),
     "samples that are no number": (["sample", "many"], 2, "'many' is not a valid integer"),

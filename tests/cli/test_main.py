@@ -136,7 +136,7 @@ EXPORTS: dict[str, tuple[list[object], int, list[str]]] = {
     ),
     "schedule": (["asyrp", DDPM, "--schedule", "sigmoid"], 2, ["schedule: found 'sigmoid', expected linear"]),
     "preset": (["asyrp", DDPM, "--preset", "cats"], 2, ["'cats' is not one of"]),
-    "config": (["asyrp", DDPM, "--config", "nowhere.json"], 6, ["nowhere.json: expected settings in JSON"]),
+    "config": (["asyrp", DDPM, "--config", "nowhere.json"], 6, ["nowhere.json: no such file"]),
     "image size": (["asyrp", DDPM, "--image-size", "0"], 2, ["image"]),
     "image size that the network cannot halve": (["asyrp", DDPM, "--image-size", "33"], 2, ["image"]),
     "heads": (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 from hspace import Editor, Latent, Program
-from hspace.errors import ArgumentError, LatentError, OutputError, ProgramError
-from hspace.image import save_image
+from hspace.errors import ArgumentError, HspaceError, ImageError, LatentError, OutputError, ProgramError
+from hspace.files import read_file
+from hspace.image import load_images, save_image
 from hspace.program import ROW64
 from safetensors import numpy as library
 
@@ -79,9 +81,9 @@ def test_good_latent_file(tmp_path: Path) -> None:
     assert len(Latent.load(tmp_path / "face.safetensors")) == 1
 
 
-@pytest.mark.parametrize(("where", "fragment"), [("nowhere", "No such file"), ("", "Is a directory")])
+@pytest.mark.parametrize(("where", "fragment"), [("nowhere", "no such file"), ("", "not a file")])
 def test_latent_that_cannot_be_read(where: str, fragment: str, tmp_path: Path) -> None:
-    with refused(LatentError, f"{tmp_path / where}: cannot be read: {fragment}"):
+    with refused(LatentError, f"{tmp_path / where}: {fragment}"):
         Latent.load(tmp_path / where)
 
 
@@ -182,10 +184,58 @@ def test_program_that_is_no_object(text: str, saved: Path) -> None:
         Program.load(saved)
 
 
-@pytest.mark.parametrize(("where", "fragment"), [("nowhere", "No such file"), ("", "Is a directory")])
+@pytest.mark.parametrize(("where", "fragment"), [("nowhere", "no such file"), ("", "not a file")])
 def test_program_that_cannot_be_read(where: str, fragment: str, tmp_path: Path) -> None:
-    with refused(ProgramError, f"{tmp_path / where}: cannot be read: {fragment}"):
+    with refused(ProgramError, f"{tmp_path / where}: {fragment}"):
         Program.load(tmp_path / where)
+
+
+# --- what is no file ----------------------------------------------------------------------------------
+
+READERS: dict[str, tuple[Callable[[Path], object], type[HspaceError]]] = {
+    "latent": (Latent.load, LatentError),
+    "program": (Program.load, ProgramError),
+    "image": (lambda p: load_images(p, 8), ImageError),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("kind", ["pipe", "device", "link to a device", "loop", "long name", "NUL"])
+def test_input_that_is_no_file(reader: str, kind: str, tmp_path: Path) -> None:
+    """Reading a pipe would wait for ever, and reading /dev/zero would take all memory."""
+    read, error = READERS[reader]
+    path, fragment = tmp_path / "x", "not a file"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path = Path("/dev/zero")
+    elif kind == "link to a device":
+        path.symlink_to("/dev/zero")
+    elif kind == "loop":
+        path.symlink_to(path)
+        fragment = "cannot be read: Too many levels"
+    else:
+        path, fragment = tmp_path / ("x" * 5000 if kind == "long name" else "x\0y"), "cannot be read: "
+    with refused(error, f"{path}: {fragment}"):
+        read(path)
+
+
+@pytest.mark.parametrize("most", [2**24, 2**31 - 1])
+def test_input_beyond_the_limit(most: int, tmp_path: Path) -> None:
+    with open(tmp_path / "x", "wb") as f:
+        f.truncate(most + 1)
+    with refused(ProgramError, f"x: found {most + 1} bytes, expected at most {most}"):
+        read_file(tmp_path / "x", ProgramError, most)
+
+
+def test_latent_too_large_to_be_read_again(tmp_path: Path) -> None:
+    """Refused when it is saved. The array is a view of one number."""
+    x = np.broadcast_to(np.float32(0), (2**10, 3, 512, 512))
+    latent = object.__new__(Latent)
+    for name, value in (("x_T", x), ("z_sem", None), ("x_prev", None), ("provenance", {})):
+        object.__setattr__(latent, name, value)
+    with refused(LatentError, "x.safetensors: 1024 images are too many", unchanged=tmp_path):
+        latent.save(tmp_path / "x.safetensors")
 
 
 # --- outputs ------------------------------------------------------------------------------------------
@@ -208,6 +258,32 @@ def test_output_onto_a_folder(name: str, tmp_path: Path) -> None:
     (tmp_path / name).mkdir()
     with refused(OutputError, f"{tmp_path / name}: cannot be written: ", unchanged=tmp_path):
         WRITERS[name](tmp_path / name)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_output_onto_what_is_no_file(name: str, tmp_path: Path) -> None:
+    """A device, above all: the rename would put a file in its place."""
+    os.mkfifo(tmp_path / name)
+    with refused(OutputError, f"{tmp_path / name}: cannot be written: not a file"):
+        WRITERS[name](tmp_path / name)
+    assert (tmp_path / name).is_fifo()
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("/dev/null")
+    with refused(OutputError, f"{tmp_path / name}: cannot be written: not a file"):
+        WRITERS[name](tmp_path / name)
+    assert (tmp_path / name).is_symlink() and Path("/dev/null").is_char_device()
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_output_onto_links(name: str, tmp_path: Path) -> None:
+    """The link is replaced, and what it leads to stays."""
+    (tmp_path / "old").write_text("mine")
+    for target in ("old", "nowhere"):
+        (tmp_path / name).unlink(missing_ok=True)
+        (tmp_path / name).symlink_to(target)
+        WRITERS[name](tmp_path / name)
+        assert not (tmp_path / name).is_symlink()
+    assert (tmp_path / "old").read_text() == "mine" and not (tmp_path / "nowhere").exists()
 
 
 @pytest.mark.parametrize("name", WRITERS)

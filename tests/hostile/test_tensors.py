@@ -83,8 +83,12 @@ VALUES: dict[str, tuple[str, Callable[[Arrays], object], list[str]]] = {
     "direction: float64": ("smile", lambda a: a.update(mean=np.ones(6)), ["mean: found float64 [6], expected"]),
     "direction: NaN": ("smile", with_nan("weight"), ["weight: has values that are not finite"]),
     "direction: inf": ("smile", with_nan("mean", np.inf), ["mean: has values that are not finite"]),
-    "direction: no weight": ("smile", lambda a: a.update(weight=np.zeros(6, "f4")), ["expected a weight that is not"]),
-    "direction: std of zero": ("smile", with_nan("std", 0), ["a std above zero"]),
+    "direction: no weight": (
+        "smile",
+        lambda a: a.update(weight=np.zeros(6, "f4")),
+        ["weight: expected values that are not all zero"],
+    ),
+    "direction: std of zero": ("smile", with_nan("std", 0), ["std: found 0, expected values of at least 1.18e-38"]),
     "direction: all at once": (
         "smile",
         lambda a: (with_nan("mean")(a), a.pop("bias"), a.update(code=np.zeros(1, "f4"), std=np.ones((6, 1), "f4"))),

@@ -9,8 +9,8 @@ import hspace
 import numpy as np
 import pytest
 from hspace import Cancelled, Latent
-from hspace.latent import slerp
 from hspace.errors import ArgumentError, EngineError, LatentError
+from hspace.latent import slerp
 
 H_EDITS = [{}, {"block": 0.5}, {"table": -1.0, "block": 0.2}, {"haas": 0.7}, {"block": 1.0}]
 

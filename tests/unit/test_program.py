@@ -81,8 +81,8 @@ def test_malformed_files(program: Program, tmp_path: Path, change, message: str)
 
 def test_unreadable_files(tmp_path: Path) -> None:
     (tmp_path / "p.json").write_text("{")
-    for name in ("p.json", "none.json", "."):
-        with pytest.raises(ProgramError, match=r"p\.json|none\.json|cannot be read"):
+    for name, said in (("p.json", "expected a program"), ("none.json", "no such file"), (".", "not a file")):
+        with pytest.raises(ProgramError, match=said):
             Program.load(tmp_path / name)
 
 

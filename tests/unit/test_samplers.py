@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hspace import samplers
 from hspace.errors import ArgumentError
+from hspace.plans import _CONVENTIONS
 from hspace.program import Branch, Program
-from hspace.schedule import Schedule, space_timesteps
+from hspace.schedule import SPACINGS, Schedule, space_timesteps
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -97,19 +98,67 @@ def test_clamped_ddim_and_its_encode(schedule: Schedule, steps: int, seed: int) 
 
 
 @given(schedules, st.integers(2, 500), st.integers(0, 99))
-def test_inversion_at_either_end(schedule: Schedule, steps: int, seed: int) -> None:
-    """n − 1 rows upwards; diffusers tells the network the upper timestep, the papers' codes the lower one."""
+def test_inversion_at_the_lower_end(schedule: Schedule, steps: int, seed: int) -> None:
+    """The papers' codes: n − 1 rows, each told the timestep that it starts at; the image is x at the first."""
     x, eps, _, z = inputs(seed)
     ts = timesteps_of(schedule, steps)
     ab = schedule.alphas_cumprod[ts]
-    lower = samplers.ddim_inversion(schedule, ts)
-    upper = samplers.ddim_inversion(schedule, ts, at="upper")
-    assert lower["t"].tolist() == ts[:-1].tolist() and upper["t"].tolist() == ts[1:].tolist()
-    for i in range(len(ts) - 1):
+    rows = samplers.ddim_inversion(schedule, ts)
+    assert rows["t"].tolist() == ts[:-1].tolist()
+    for i, row in enumerate(rows):
         p = (x - np.sqrt(1 - ab[i]) * eps) / np.sqrt(ab[i])
-        expected = np.sqrt(ab[i + 1]) * p + np.sqrt(1 - ab[i + 1]) * eps
-        assert close(apply(lower[i], x, eps, eps, z), expected)
-        assert close(apply(upper[i], x, eps, eps, z), expected)
+        assert close(apply(row, x, eps, eps, z), np.sqrt(ab[i + 1]) * p + np.sqrt(1 - ab[i + 1]) * eps)
+
+
+@given(schedules, st.integers(1, 500), st.booleans(), st.integers(0, 99))
+def test_inversion_at_the_upper_end(schedule: Schedule, steps: int, clip: bool, seed: int) -> None:
+    """diffusers' DDIMInverseScheduler: n rows, each told the timestep that it ends at; the first has P = x."""
+    x, eps, _, z = inputs(seed)
+    ts = timesteps_of(schedule, steps)
+    ab = schedule.alphas_cumprod[ts]
+    rows = samplers.ddim_inversion(schedule, ts, at="upper", clip=clip)
+    assert rows["t"].tolist() == ts.tolist() and (rows["clip"] == clip).all()
+    assert rows[0]["alpha"] == 1 and rows[0]["sigma"] == 0
+    for i, row in enumerate(rows):
+        start = ab[i - 1] if i else 1.0
+        p = (x - np.sqrt(1 - start) * eps) / np.sqrt(start)
+        p = np.clip(p, -1, 1) if clip else p
+        assert close(apply(row, x, eps, eps, z), np.sqrt(ab[i]) * p + np.sqrt(1 - ab[i]) * eps)
+    assert len(Program.from_rows("p", rows)) == len(ts)
+
+
+@given(schedules, st.integers(1, 500), st.floats(0, 1), st.integers(0, 99))
+def test_a_clamped_row_with_the_raw_direction(schedule: Schedule, steps: int, eta: float, seed: int) -> None:
+    """diffusers' DDIMScheduler: P is clamped, the direction is the network's own ε."""
+    x, eps, _, z = inputs(seed)
+    ts = timesteps_of(schedule, steps)
+    ab = schedule.alphas_cumprod[ts]
+    rows = samplers.ddim(schedule, ts, eta=eta, clip=True, direction="raw")[::-1]
+    for i, row in enumerate(rows):
+        below = ab[i - 1] if i else 1.0
+        s = eta * np.sqrt((1 - ab[i] / below) * (1 - below) / (1 - ab[i]))
+        p = np.clip((x - np.sqrt(1 - ab[i]) * eps) / np.sqrt(ab[i]), -1, 1)
+        expected = np.sqrt(below) * p + np.sqrt(max(1 - below - s**2, 0)) * eps + s * z
+        assert close(apply(row, x, eps, eps, z), expected)
+
+
+@given(schedules, st.integers(1, 500), st.booleans(), st.integers(0, 99))
+def test_ddpm_with_the_large_variance(schedule: Schedule, steps: int, clip: bool, seed: int) -> None:
+    """Ho et al. 2020, section 3.2: σ² = β about the posterior's mean (equation 7); the last row adds no noise."""
+    x, eps, _, z = inputs(seed)
+    ts = timesteps_of(schedule, steps)
+    ab = schedule.alphas_cumprod[ts]
+    eta, large = samplers.SAMPLERS["ddpm_large"]
+    rows = samplers.ddim(schedule, ts, eta=eta, large=large, clip=clip)[::-1]
+    for i, row in enumerate(rows):
+        below = ab[i - 1] if i else 1.0
+        beta = 1 - ab[i] / below
+        p = (x - np.sqrt(1 - ab[i]) * eps) / np.sqrt(ab[i])
+        p = np.clip(p, -1, 1) if clip else p
+        mean = (np.sqrt(below) * beta * p + np.sqrt(1 - beta) * (1 - below) * x) / (1 - ab[i])
+        expected = mean + (np.sqrt(beta) * z if i else 0)
+        assert np.allclose(apply(row, x, eps, eps, z), expected, rtol=1e-9, atol=1e-9)
+        assert row["draws"] == 1 and (row["c_noise"] == 0) == (i == 0)
 
 
 @given(schedules, st.integers(1, 200), st.integers(0, 1000), st.integers(0, 1000), st.booleans(), st.integers(0, 99))
@@ -157,12 +206,18 @@ def test_every_builder_makes_a_sound_program(schedule: Schedule, steps: int, eta
         assert len(Program.from_rows("p", rows)) == len(ts)
 
 
+def test_every_spacing_says_whose_conventions_it_follows() -> None:
+    assert list(_CONVENTIONS) == list(SPACINGS)
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
         (lambda s, ts: samplers.ddim(s, ts, eta=1.5), "eta: found 1.5"),
         (lambda s, ts: samplers.ddim_inversion(s, ts[:1]), "steps: found 1"),
         (lambda s, ts: samplers.ddim_inversion(s, ts, at="middle"), "at: found 'middle'"),
+        (lambda s, ts: samplers.ddim_inversion(s, ts, at="upper", to_noise=True), "to_noise: an inversion at the"),
+        (lambda s, ts: samplers.ddim(s, ts, direction="up"), "direction: found 'up'"),
         (lambda s, ts: samplers.edit(s, ts, branch=Branch.NONE), "branch: found none"),
     ],
 )

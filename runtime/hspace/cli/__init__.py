@@ -6,6 +6,8 @@ import importlib
 import io
 import sys
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
@@ -26,36 +28,47 @@ _COMMANDS = {
     "info": ("hspace.cli.bundle", "info", "What a bundle holds, and the programs that it runs."),
     "verify": ("hspace.cli.bundle", "verify", "Check every file of a bundle."),
     "bench": ("hspace.cli.bench", "bench", "Latency of each part and of whole calls."),
+    "attribute": ("hspace.cli.attribute", "attribute", "Fit, add, rename and remove a bundle's attributes."),
+    "calibrate": ("hspace_export.fit_cli", "calibrate", "Find t_edit and t_boost from a folder of images."),
     "doctor": ("hspace.cli.bundle", "doctor", "Which engines can run here, and why others cannot."),
     "export": ("hspace_export.cli", "export", "Turn trained checkpoints into a bundle (needs PyTorch)."),
 }
-_EXTRA = {"hspace_export.cli": "export"}
+_EXTRA = {"hspace_export.cli": "export", "hspace_export.fit_cli": "fit"}  # what a module's imports need
 
 
-class _Lazy(click.Group):
+class Lazy(click.Group):
+    """A group whose commands are imported when they run. table: name → (module, attribute, one line for --help)."""
+
+    def __init__(self, *args: Any, table: Mapping[str, tuple[str, str, str]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._table = table
+
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
+        return list(self._table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
+        if cmd_name not in self._table:
             return None
-        module, attribute, _ = _COMMANDS[cmd_name]
+        module, attribute, _ = self._table[cmd_name]
         try:
             command: click.Command = getattr(importlib.import_module(module), attribute)
         except ImportError as e:
             if module in _EXTRA:
                 raise click.ClickException(
-                    f"hspace {cmd_name} needs the package {e.name}: pip install 'hspace[{_EXTRA[module]}]'"
+                    f"{ctx.command_path} {cmd_name} needs the package {e.name}: pip install 'hspace[{_EXTRA[module]}]'"
                 ) from None
             raise
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, _, text) in _COMMANDS.items()])
+            formatter.write_dl([(name, text) for name, (_, _, text) in self._table.items()])
 
 
-@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+@click.group(cls=Lazy, table=_COMMANDS, context_settings=_SETTINGS)
 @click.version_option(package_name="hspace")
 def hspace() -> None:
     """Semantic image editing with trained diffusion models, without PyTorch.
@@ -77,7 +90,7 @@ def main() -> None:
     try:
         hspace.main(standalone_mode=False)
     except HspaceError as e:
-        _fail("; ".join(line.strip() for line in str(e).splitlines()).replace(":; ", ": "), e.exit_code)
+        _fail(str(e), e.exit_code)
     except click.exceptions.NoArgsIsHelpError as e:
         click.echo(e.format_message())
         sys.exit(2)

@@ -14,7 +14,6 @@ from ..attributes import check_names, compile_edit, read_attribute, summary
 from ..bundle import Bundle
 from ..editor import Editor
 from ..engines import AUTO_ORDER, ENGINES, open_engine, unavailable
-from ..errors import OutputError
 from ..plans import Planner
 from . import common
 
@@ -56,14 +55,14 @@ def info(
         found = msgspec.to_builtins(opened.manifest)
         common.emit(as_json, found, _describe(opened))
         return
+    if save is not None:
+        common.check_outputs([save], [], force)
     planner, edits = Planner(opened), common.strengths_of(strengths)
     check_names(edits, opened.manifest.attributes, "--set")
     plan = planner.plan(**options)
     edit = compile_edit(edits, {name: read_attribute(opened, name) for name in edits}, plan.decode_steps)
     table = planner.program(program, plan, edit, options["steps"])
     if save is not None:
-        if save.exists() and not force:
-            raise OutputError(f"{save}: exists already (--force replaces it)")
         table.save(save)
     names = table.rows.dtype.names or ()
     rows = [{n: r[n].item() for n in names} for r in table.rows]

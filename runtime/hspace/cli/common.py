@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import glob
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,11 +22,14 @@ from ..checks import check_whole
 from ..editor import Editor
 from ..editor import open as open_bundle
 from ..errors import ArgumentError, HspaceError, ImageError, LatentError, OutputError
-from ..image import SUFFIXES, WRITABLE, save_image
+from ..files import check_file, check_output
+from ..image import SUFFIXES, WRITABLE, load_images, save_image
 from ..latent import Latent
+from ..manifest import MANIFEST
 from ..noise import check_seed
 from ..program import Program
 from ..runs import OnStep, Step
+from ..samplers import SAMPLERS
 from ..sheet import ANIMATED, Sheet, save_animation
 from . import printable
 
@@ -75,7 +79,7 @@ strength_option = click.option(
 phases = stack(
     click.option("--t-edit", type=int, help="Inject Δh at timesteps from here up."),
     click.option("--t-boost", type=int, help="Add noise at timesteps below."),
-    click.option("--sampler", help="ddim or ddpm."),
+    click.option("--sampler", help=f"{', '.join(SAMPLERS)}."),
 )
 seeding = click.option("--seed", type=int, default=0, show_default=True, help="Of whatever is drawn.")
 editing = stack(strength_option, phases, seeding)
@@ -110,19 +114,18 @@ def expand(
         if not text:
             raise error("an input is empty, expected a file, a folder or a pattern")
         path = Path(text)
-        if path.is_dir():
+        if os.path.isdir(path):  # which, unlike Path's, says no to a name that is too long
             inside = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith("."))
             if not inside:
                 raise error(f"{path}: a folder without files of the kinds {', '.join(suffixes)}")
             found += inside
-        elif not path.exists() and glob.has_magic(text):
+        elif not os.path.exists(path) and glob.has_magic(text):
             matched = sorted(Path(p) for p in glob.glob(text, recursive=True))
             if not matched:
                 raise error(f"{text}: matches no file")
             found += matched
         else:
-            if not path.is_file():
-                raise error(f"{path}: no such file")
+            check_file(path, LatentError if path.suffix == LATENT_SUFFIX else error)
             found.append(path)
     return found
 
@@ -142,15 +145,17 @@ class Job:
 def is_file_name(output: Path, suffixes: Iterable[str]) -> bool:
     """Whether `output` names a file of those kinds; else it is a folder. Another known suffix is an error."""
     suffix = output.suffix.lower()
-    if suffix in suffixes and not output.is_dir():
-        if not output.parent.is_dir():
+    if os.path.isdir(output):
+        return False
+    if suffix in suffixes:
+        if not os.path.isdir(output.parent):
             raise OutputError(f"{output}: there is no folder {output.parent}")
         return True
-    if suffix in (*SUFFIXES, LATENT_SUFFIX) and not output.is_dir():
+    if suffix in (*SUFFIXES, LATENT_SUFFIX):
         raise ArgumentError(
             f"{output}: found the suffix {suffix!r}, expected one of {', '.join(suffixes)}, or a folder"
         )
-    if output.exists() and not output.is_dir():
+    if os.path.lexists(output):
         raise OutputError(f"{output}: a file, expected a folder")
     return False
 
@@ -175,19 +180,50 @@ def plan_outputs(
         if job.target in makers:
             raise ArgumentError(f"{makers[job.target]} and {job.source} would both become {job.target}")
         makers[job.target] = job.source
-    refuse_inputs([j.target for j in jobs], inputs)
-    kept = [j.target for j in jobs if j.target.exists() and not force]
-    if kept and single:
-        raise OutputError(f"{kept[0]}: exists already (--force replaces it)")
-    return [j for j in jobs if j.target not in kept], kept
+    targets = [j.target for j in jobs]
+    if single:
+        check_outputs(targets, inputs, force)
+        return jobs, []
+    found = existing(targets, inputs)
+    kept = set() if force else set(found)
+    return [j for j in jobs if j.target not in kept], [t for t in found if t in kept]
 
 
-def refuse_inputs(targets: Sequence[Path], sources: Sequence[Path]) -> None:
-    """No output may be an input, --force or not."""
-    resolved = {s.resolve() for s in sources}
+def check_outputs(targets: Sequence[Path], sources: Sequence[Path], force: bool) -> None:
+    """Refuses outputs that may not be written, and without --force those that exist."""
+    found = existing(targets, sources)
+    if found and not force:
+        raise OutputError(f"{found[0]}: exists already (--force replaces it)")
+
+
+def existing(targets: Sequence[Path], sources: Sequence[Path]) -> list[Path]:
+    """The outputs that exist. None may be an input, or no file, or inside a bundle's folder, --force or not."""
+    inputs, folders, found = {_identity(s) for s in sources} - {None}, set(), []
     for target in targets:
-        if target.resolve() in resolved:
+        if target.parent not in folders:
+            folders.add(target.parent)
+            _refuse_bundle(target)
+        if _identity(target) in inputs:
             raise OutputError(f"{target}: the output is an input")
+        if check_output(target):
+            found.append(target)
+    return found
+
+
+def _refuse_bundle(target: Path) -> None:
+    folder = Path(os.path.realpath(target.parent))
+    for above in (folder, *folder.parents):
+        if os.path.lexists(above / MANIFEST):
+            raise OutputError(f"{target}: the output is inside a bundle ({above}), which holds its own files alone")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What a file is by whatever name; None where there is no file."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 @dataclass(frozen=True)
@@ -206,8 +242,8 @@ class Series:
         """Writes images (uint8 [N, H, W, 3]). also: others, that only a sheet shows, after them."""
         if self.kind == "folder":
             for target, pixels in zip(self.targets, images, strict=True):
-                make_folder(target.parent)
-                save_image(target, pixels)
+                with folder_of(target):
+                    save_image(target, pixels)
         elif self.kind == "animation":
             save_animation(self.targets[0], [sheet.one(i).draw(pixels) for i, pixels in enumerate(images)])
         else:
@@ -221,10 +257,7 @@ def plan_series(output: Path, count: int, force: bool, sources: Sequence[Path], 
         series = Series([output], "animation" if output.suffix.lower() in ANIMATED else "sheet")
     else:
         series = Series([output / f"{i:04d}.png" for i in range(count)], "folder")
-    refuse_inputs(series.targets, sources)
-    for target in series.targets:
-        if target.exists() and not force:
-            raise OutputError(f"{target}: exists already (--force replaces it)")
+    check_outputs(series.targets, sources, force)
     return series
 
 
@@ -234,6 +267,20 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise OutputError(f"{path}: cannot be made: {e.strerror}") from None
+
+
+@contextmanager
+def folder_of(target: Path) -> Iterator[None]:
+    """Makes the folder that `target` is to be written in; where that fails, takes away again what it made."""
+    made = [p for p in (target.parent, *target.parent.parents) if not os.path.lexists(p)]
+    try:
+        make_folder(target.parent)
+        yield
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):  # one that has something in it by now
+                folder.rmdir()
+        raise
 
 
 @contextmanager
@@ -309,11 +356,34 @@ def run_jobs(
             if loaded:
                 ready = [job for job, _ in loaded]
                 for job, result in zip(ready, make(ready, [x for _, x in loaded], on_step), strict=True):
-                    make_folder(job.target.parent)
-                    write(job.target, result)
+                    with folder_of(job.target):
+                        write(job.target, result)
                     report.written.append(job.target)
             bar.update(1000 * (i + len(chunk)) - bar.pos)
     return report
+
+
+def load_pictures(path: Path, editor: Editor, resize: bool) -> NDArray[np.float32]:
+    """An image's file as float32 [1, 3, H, W], without what libtiff would say of it on stderr: our errors say it."""
+    with _without_stderr():
+        return load_images(path, editor.size, resize=resize)
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Nothing of what C libraries write to stderr arrives there. The whole process's: not for a library."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # closed already
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def load_latent(editor: Editor, path: Path) -> Latent:
@@ -336,7 +406,8 @@ def check_run(editor: Editor, edits: dict[str, float], options: dict[str, Any]) 
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns padded to their widest cell: the first to the left, the others to the right."""
+    """Columns padded to their widest cell: the first to the left, the others to the right. A row is a line."""
+    headers, rows = [*map(printable, headers)], [[*map(printable, r)] for r in rows]
     widths = [max(len(r[i]) for r in [headers, *rows]) for i in range(len(headers))]
     lines = [
         [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True))]
@@ -360,14 +431,12 @@ def wrote(as_json: bool, report: Report, editor: Editor) -> None:
         "seconds": round(seconds, 3),
         "engine": editor.engine.name,
     }
-    what = (
-        str(outputs[0])
-        if len(outputs) == 1
-        else f"{len(outputs)} files" + (f" in {outputs[0].parent}" if outputs else "")
-    )
-    text = f"wrote {what} in {seconds:.2f} s (engine {editor.engine.name})"
+    what = f"{len(outputs)} files" + (f" in {outputs[0].parent}" if outputs else "")
+    if len(outputs) == 1:
+        what = str(outputs[0])
+    text = f"wrote {printable(what)} in {seconds:.2f} s (engine {editor.engine.name})"
     if report.kept:
         text += f"; kept {len(report.kept)} that existed (--force replaces them)"
-    text += "".join(f"\nrefused {' '.join(str(e).split())}" for _, e in report.failed)
+    text += "".join(f"\nrefused {printable(str(e))}" for _, e in report.failed)
     emit(as_json, found, text)
     report.finish()

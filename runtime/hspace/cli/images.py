@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from ..editor import Editor
 from ..errors import ArgumentError, LatentError, OutputError
-from ..files import write_atomically
-from ..image import WRITABLE, load_images, save_image
+from ..files import read_file, write_atomically
+from ..image import WRITABLE, save_image
 from ..latent import Latent
 from ..runs import OnStep
 from . import common
@@ -152,11 +152,13 @@ def classify(
       hspace classify photos/ -b bundles/avatars32 --json
       hspace classify photos/ -b bundles/avatars32 -o scores.csv
     """
-    files = common.expand(inputs)
-    if output is not None and not common.is_file_name(output, [".csv"]):
-        raise ArgumentError(f"{output}: expected a file's name that ends in .csv")
+    files, begun = common.expand(inputs), False
+    if output is not None:
+        if not common.is_file_name(output, [".csv"]):
+            raise ArgumentError(f"{output}: expected a file's name that ends in .csv")
+        begun = bool(common.existing([output], files)) and not force
     editor = common.open_editor(options)
-    scores = _Scores(output, editor.classes, force)
+    scores = _Scores(output, editor.classes, begun)
     jobs = [common.Job(n, f, f) for n, f in enumerate(files) if str(f) not in scores.rows]
     kept = [f for f in files if str(f) in scores.rows]
 
@@ -168,7 +170,7 @@ def classify(
     load = _loader(editor, resize)
     report = common.run_jobs("classify", editor.batch_size, (jobs, kept), load, make, lambda path, logits: None)
     if output is not None:
-        report.written = [output]
+        report.written = [output] if report.written else []
         common.wrote(as_json, report, editor)
         return
     rows = scores.rows
@@ -183,17 +185,21 @@ def classify(
 
 
 class _Scores:
-    """Logits by file, and in a CSV file where one is given, which is replaced whole after every batch."""
+    """Logits by file, and in a CSV file where one is given, which is replaced whole after every batch.
 
-    def __init__(self, path: Path | None, classes: list[str], force: bool) -> None:
+    begun: whether the CSV file is there, with rows of an earlier call.
+    """
+
+    def __init__(self, path: Path | None, classes: list[str], begun: bool) -> None:
         self.rows: dict[str, list[float]] = {}
         self._path, self._header = path, ["file", *classes]
-        if path is None or force or not path.exists():
+        if path is None or not begun:
             return
+        text = read_file(path, OutputError).decode("utf-8", "surrogateescape")
         try:
-            header, *rows = csv.reader(io.StringIO(path.read_text("utf-8", "surrogateescape")))
+            header, *rows = csv.reader(io.StringIO(text))
             self.rows = {file: [float(x) for x in logits] for file, *logits in rows}
-        except (OSError, ValueError, csv.Error):
+        except (ValueError, csv.Error):
             header = []
         if header != self._header or any(len(r) != len(classes) for r in self.rows.values()):
             raise OutputError(f"{path}: exists, and is not a table of these classes (--force begins it anew)")
@@ -211,4 +217,4 @@ class _Scores:
 
 def _loader(editor: Editor, resize: bool) -> Callable[[Path], Float32]:
     """Reads one file as float32 [3, H, W]."""
-    return lambda path: load_images(path, editor.size, resize=resize)[0]
+    return lambda path: common.load_pictures(path, editor, resize)[0]

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
+from ..checks import check_whole
 from ..editor import Editor
 from ..errors import ArgumentError
-from ..image import SUFFIXES, check_files, load_images, to_uint8
+from ..image import SUFFIXES, check_files, to_uint8
 from ..latent import Latent
 from ..recorders import Timeline
 from ..sheet import Sheet, grid
-from . import common
+from . import common, printable
 
 if TYPE_CHECKING:
     _ParamType = click.ParamType[tuple[str, list[float]]]
@@ -78,16 +79,19 @@ def sweep(
       hspace sweep face.png -b bundles/avatars32 --over Blond_Hair=-1:1:5 --over Dark_Skin=-1:1:5 -o grid.png
     """
     start, files = time.perf_counter(), common.expand(inputs, _EITHER)
-    over = dict(ranges)
+    over, edits = dict(ranges), common.strengths_of(strengths)
     if len(over) != len(ranges) or len(over) > 2 or (len(over) == 2 and len(files) > 1):
         raise ArgumentError("--over: expected one attribute, or two different ones and a single input")
-    labels = [[f"{name} {value:+.2f}" for value in values] for name, values in over.items()]
-    rows, columns = labels if len(labels) == 2 else ([f.stem for f in files], labels[0])
+    if not over.keys().isdisjoint(edits):
+        raise ArgumentError("--set: names an attribute that --over has, expected others")
+    labels = [[f"{name} {value:+.3g}" for value in values] for name, values in over.items()]
+    rows, columns = labels if len(labels) == 2 else ([printable(f.stem) for f in files], labels[0])
     series = common.plan_series(output, len(rows) * len(columns), force, files)
-    editor, edits = common.open_editor(options), common.strengths_of(strengths)
+    editor = common.open_editor(options)
     sheet = Sheet(rows, columns, editor.size)
     series.check(sheet)
-    common.check_run(editor, {**edits, **{name: values[0] for name, values in over.items()}}, options)
+    for end in (0, -1):
+        common.check_run(editor, {**edits, **{name: values[end] for name, values in over.items()}}, options)
     latent = Latent.stack([_latent(editor, f, resize, options) for f in files])
     with common.progress("sweep") as on_step:
         images = editor.sweep(latent, over, edits=edits, on_step=on_step, **options)
@@ -126,9 +130,8 @@ def interpolate(
       hspace interpolate a.png b.png -b bundles/avatars32 -o between.png
       hspace interpolate a.safetensors b.png -b bundles/avatars32 --frames 24 -o between.gif
     """
-    start, sources = time.perf_counter(), common.expand([first, second], _EITHER)
-    if len(sources) != 2:
-        raise ArgumentError(f"interpolate: found {len(sources)} inputs, expected two files")
+    start, sources = time.perf_counter(), [_one_file(first), _one_file(second)]
+    check_whole("--frames", frames, 2)
     series = common.plan_series(output, frames, force, sources, animated=True)
     editor, edits = common.open_editor(options), common.strengths_of(strengths)
     sheet = Sheet([""], [f"{w:.2f}" for w in np.linspace(0, 1, frames)], editor.size)
@@ -145,7 +148,9 @@ def interpolate(
 @click.argument("source", metavar="[INPUT]", required=False)
 @common.opening
 @common.running
-@click.option("--frames", type=int, default=8, show_default=True, help="How many steps to show.")
+@click.option(
+    "--frames", type=int, default=8, show_default=True, help="How many steps to show, the first and last among them."
+)
 @common.editing
 @common.resizing
 @common.writing
@@ -170,11 +175,8 @@ def timeline(
       hspace timeline face.png -b bundles/avatars32 -o timeline.png
       hspace timeline -b bundles/avatars32 --seed 3 --frames 20 -o timeline.gif
     """
-    start, sources = time.perf_counter(), []
-    if source is not None:
-        sources = common.expand([source], _EITHER)
-        if len(sources) != 1:
-            raise ArgumentError(f"timeline: found {len(sources)} inputs, expected one file, or none")
+    start, sources = time.perf_counter(), [] if source is None else [_one_file(source)]
+    check_whole("--frames", frames)
     series = common.plan_series(output, frames, force, sources, animated=True)
     editor, edits = common.open_editor(options), common.strengths_of(strengths)
     program = common.check_run(editor, edits, options)
@@ -264,13 +266,14 @@ def vary(
     Examples:
       hspace vary face.png -b bundles/avatars32 --count 4 -o varied.png
     """
-    start, series = time.perf_counter(), common.plan_series(output, count, force, [Path(source)])
+    start, file = time.perf_counter(), _one_file(source)
+    series = common.plan_series(output, count, force, [file])
     editor, edits = common.open_editor(options), common.strengths_of(strengths)
     sheet = grid(count, editor.size)
     series.check(sheet)
     editor.check_can_vary()
     common.check_run(editor, edits, options)
-    latent = _latent(editor, Path(source), resize, options)
+    latent = _latent(editor, file, resize, options)
     with common.progress("vary") as on_step:
         images = editor.vary(latent, count, edits=edits, on_step=on_step, **options)
     series.save(images, sheet)
@@ -312,28 +315,38 @@ def inject(
       hspace inject style.png content.png -b bundles/avatars32 -o injected.png
       hspace inject style.png content.png -b bundles/avatars32 --strength 0.6 --mask hair.png -o injected.png
     """
-    start, files = time.perf_counter(), [Path(source), Path(content), *([mask] if mask else [])]
+    start, files = time.perf_counter(), [_one_file(source), _one_file(content), *([mask] if mask else [])]
     amounts = amounts or (0.0, 0.25, 0.5, 0.75, 1.0)
+    for amount in amounts:
+        if not 0 <= amount <= 1:
+            raise ArgumentError(f"--strength: found strength {amount}, expected a number from 0 to 1")
     series = common.plan_series(output, len(amounts), force, files)
     editor, edits = common.open_editor(options), common.strengths_of(strengths)
     sheet = Sheet([""], [f"{a:.2f}" for a in amounts], editor.size)
     series.check(sheet)
     check_files(files[1:], editor.size, resize=resize)
-    where = None if mask is None else (load_images(mask, editor.size, resize=resize)[0].mean(axis=0) + 1) / 2
+    where = None if mask is None else (common.load_pictures(mask, editor, resize)[0].mean(axis=0) + 1) / 2
     common.check_run(editor, edits, options)
     latent = Latent.stack([_latent(editor, files[0], resize, options)] * len(amounts))
+    other = common.load_pictures(files[1], editor, resize)
     with common.progress("inject") as on_step:
-        images = editor.inject(
-            latent, content, amounts, mask=where, edits=edits, resize=resize, on_step=on_step, **options
-        )
+        images = editor.inject(latent, other, amounts, mask=where, edits=edits, on_step=on_step, **options)
     series.save(images, sheet)
     common.wrote(as_json, common.Report(1, [], series.targets, start=start), editor)
+
+
+def _one_file(text: str) -> Path:
+    """The one image or latent that a name, a folder or a pattern stands for."""
+    found = common.expand([text], _EITHER)
+    if len(found) != 1:
+        raise ArgumentError(f"{text}: found {len(found)} files, expected one")
+    return found[0]
 
 
 def _latent(editor: Editor, path: Path, resize: bool, options: dict[str, Any]) -> Latent:
     """A latent's file, or an image, encoded with the command's own options."""
     if path.suffix == common.LATENT_SUFFIX:
         return common.load_latent(editor, path)
+    pictures = common.load_pictures(path, editor, resize)
     with common.progress("encode") as on_step:
-        run = {"preset": options["preset"], "steps": options["steps"]}
-        return editor.encode(path, resize=resize, on_step=on_step, **run)
+        return editor.encode(pictures, preset=options["preset"], steps=options["steps"], on_step=on_step)

@@ -1,0 +1,403 @@
+"""hspace attribute fit, average and pca, and hspace calibrate."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+import numpy as np
+from hspace.amend import add_attribute, set_preset
+from hspace.attributes import DeltaTable
+from hspace.checks import check_whole
+from hspace.cli import common
+from hspace.editor import Editor
+from hspace.errors import ArgumentError, OutputError
+from hspace.files import write_atomically
+from hspace.image import check_files, save_image
+from hspace.manifest import check_name
+from hspace.program import Branch
+from hspace.runs import OnStep, Step
+from hspace.sheet import Sheet
+from numpy.typing import NDArray
+
+from . import calibrate as indicators
+from . import fit as fitting
+
+_FILE = click.Path(path_type=Path)
+_MOST_SEED = 2**32 - 1  # that scikit-learn takes
+bundle_argument = click.argument("bundle", type=_FILE)
+running = common.stack(
+    click.option("--engine", default="auto", show_default=True, help="auto, onnx or null."),
+    click.option("--threads", type=int, help="How many threads the engine may use. [default: all cores]"),
+    click.option("--batch-size", type=int, help="Images per network evaluation. [default: 65536 / size²]"),
+    common.running,
+    common.resizing,
+    click.option("--force", is_flag=True, help="Replace what exists."),
+    common.as_json,
+)
+seeding = click.option("--seed", type=int, default=0, show_default=True, help="Of the split, and of whatever is drawn.")
+
+
+@click.command()
+@bundle_argument
+@click.argument("names", nargs=-1, required=True)
+@click.option("--positive", type=_FILE, help="A folder of images with the attribute.")
+@click.option("--negative", type=_FILE, help="A folder of images without it.")
+@click.option("--unlabelled", type=_FILE, help="Instead of --negative: images of which nothing is known.")
+@click.option("--images", type=_FILE, help="A folder of images, with --labels.")
+@click.option(
+    "--labels", type=_FILE, help="A CSV file: a column of file names, then one per attribute, of 0 or -1 and 1."
+)
+@click.option(
+    "--kind",
+    type=click.Choice(["z_direction", "delta_h"]),
+    help="[default: z_direction where the model has a z_sem, else delta_h]",
+)
+@click.option(
+    "--branch",
+    type=click.Choice(["symmetric", "asymmetric"]),
+    default="symmetric",
+    show_default=True,
+    help="Of a delta_h: Δh in both terms (Haas et al.), or in P alone (Asyrp).",
+)
+@click.option("--held-out", type=float, default=0.2, show_default=True, help="The share of images to measure on.")
+@seeding
+@running
+def fit(
+    bundle: Path,
+    names: Sequence[str],
+    positive: Path | None,
+    negative: Path | None,
+    unlabelled: Path | None,
+    images: Path | None,
+    labels: Path | None,
+    kind: str | None,
+    branch: Any,
+    held_out: float,
+    seed: int,
+    resize: bool,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Make attributes from images with and without them, measure them on held-out images, and add them to the bundle.
+
+    Either two folders and one NAME, or --images and --labels with any of the CSV's columns as NAMES.
+
+    \b
+    Examples:
+      hspace attribute fit bundles/avatars32 glasses --positive with/ --negative without/
+      hspace attribute fit bundles/avatars32 Wink Long_Hair --images faces/ --labels faces/labels.csv
+      hspace attribute fit bundles/avatars32 like_these --positive ten/ --unlabelled thousands/
+      hspace attribute fit bundles/ddpm smile --kind delta_h --positive smiling/ --negative neutral/
+    """
+    if not 0 <= held_out <= 0.9:
+        raise ArgumentError(f"--held-out: found {held_out}, expected a share from 0 to 0.9")
+    check_whole("--seed", seed, 0, _MOST_SEED)
+    editor, names = _open(bundle, options), list(dict.fromkeys(names))
+    for name in names:
+        check_name("NAME", name)
+        _check_new(editor, name, force)
+    kind = kind or ("z_direction" if editor.bundle.manifest.z_sem is not None else "delta_h")
+    few_shot = unlabelled is not None
+    if few_shot and (negative is not None or kind != "z_direction"):
+        raise click.UsageError("--unlabelled: it stands for --negative, for a z_direction")
+    examples = _examples(names, positive, unlabelled or negative, images, labels)
+    files = sorted({f for pair in examples.values() for side in pair for f in side})
+    check_files(files, editor.size, resize=resize)
+    found, start = {}, time.perf_counter()
+    if kind == "z_direction":
+        codes = dict(zip(files, _encode_z(editor, files, resize), strict=True))
+        for name, (with_it, without) in examples.items():
+            z_sem = np.stack([codes[f] for f in (*with_it, *without)])
+            y = np.arange(len(z_sem)) < len(with_it)
+            statistics = editor.z_statistics
+            found[name] = fitting.fit_direction(z_sem, y, statistics, few_shot=few_shot, held_out=held_out, seed=seed)
+    else:
+        for name, (with_it, without) in examples.items():
+            run = {k: options[k] for k in ("preset", "steps")}
+            with _bar(name, len(with_it) + len(without)) as on_step:
+                inversions = fitting.Inversions(editor, **run, resize=resize, on_step=on_step)
+                found[name] = fitting.fit_delta_h(
+                    inversions, with_it, without, branch=branch, held_out=held_out, seed=seed
+                )
+    _add(editor, found, force, as_json, time.perf_counter() - start)
+
+
+def _examples(
+    names: Sequence[str], positive: Path | None, negative: Path | None, images: Path | None, labels: Path | None
+) -> dict[str, tuple[list[Path], list[Path]]]:
+    """Name → images with the attribute, and without."""
+    if images is not None and labels is not None and positive is None and negative is None:
+        return _labelled(names, images, labels)
+    if positive is None or negative is None or images is not None or labels is not None:
+        raise click.UsageError("expected --positive and --negative (or --unlabelled), or --images and --labels")
+    if len(names) != 1:
+        raise click.UsageError(f"two folders make one attribute: found {len(names)} names")
+    return {names[0]: (common.expand([str(positive)]), common.expand([str(negative)]))}
+
+
+def _labelled(names: Sequence[str], images: Path, labels: Path) -> dict[str, tuple[list[Path], list[Path]]]:
+    try:
+        with open(labels, newline="", encoding="utf-8") as f:
+            header, *rows = csv.reader(f)
+    except (OSError, ValueError, csv.Error):
+        raise ArgumentError(f"{labels}: expected a CSV file with a header") from None
+    for name in names:
+        if header[1:].count(name) != 1:
+            found = "two columns" if name in header[1:] else "no column"
+            raise ArgumentError(f"{labels}: has {found} {name!r}; it has {', '.join(header[1:])}")
+    there = {p.name: p for p in common.expand([str(images)])}
+    examples: dict[str, tuple[list[Path], list[Path]]] = {name: ([], []) for name in names}
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(header):
+            raise ArgumentError(f"{labels}, row {number}: found {len(row)} values, expected {len(header)}")
+        file = there.pop(row[0], None)
+        if file is None:
+            raise ArgumentError(f"{labels}, row {number}: {row[0]!r} is not in {images}, or in an earlier row")
+        for name, (with_it, without) in examples.items():
+            value = row[header.index(name, 1)].strip().lower()
+            if value not in ("1", "true", "0", "-1", "false", ""):
+                raise ArgumentError(f"{labels}, row {number}: {name}: found {value!r}, expected 0 or -1, 1, or nothing")
+            if value:
+                (with_it if value in ("1", "true") else without).append(file)
+    return examples
+
+
+def _encode_z(editor: Editor, files: Sequence[Path], resize: bool) -> NDArray[np.float32]:
+    with click.progressbar(length=len(files), label="encode", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+        each = []
+        for chunk in fitting.batches(files, editor.batch_size):
+            each.append(editor.encode_z(chunk, resize=resize))
+            bar.update(len(chunk))
+    return np.concatenate(each)
+
+
+@click.command()
+@bundle_argument
+@click.argument("name")
+@click.argument("block")
+@click.argument("images", type=_FILE)
+@click.option("--t-edit", type=int, help="Inject, and average, at timesteps from here up.")
+@running
+def average(
+    bundle: Path,
+    name: str,
+    block: str,
+    images: Path,
+    t_edit: int | None,
+    resize: bool,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Make the delta_h NAME from the delta_block BLOCK, averaged over the edits of a folder of images.
+
+    It edits nearly as the block does (Kwon et al. 2023, section 3.5), with no network of its own.
+
+    \b
+    Examples:
+      hspace attribute average bundles/celebahq smiling_mean smiling faces/
+    """
+    editor, files, start = _open(bundle, options), common.expand([str(images)]), time.perf_counter()
+    check_name("NAME", name)
+    _check_new(editor, name, force)
+    check_files(files, editor.size, resize=resize)
+    run = {"preset": options["preset"], "steps": options["steps"], "t_edit": t_edit}
+    with _bar(name, len(files)) as on_step:
+        found = fitting.average_block(editor, block, files, resize=resize, on_step=on_step, **run)
+    _add(editor, {name: found}, force, as_json, time.perf_counter() - start)
+
+
+@click.command()
+@bundle_argument
+@click.argument("prefix")
+@click.option("--count", type=int, default=3, show_default=True, help="How many components.")
+@click.option("--samples", type=int, default=64, show_default=True, help="How many samples to draw.")
+@click.option("--images", type=_FILE, help="A folder of images, instead of samples.")
+@click.option("-o", "--output", type=_FILE, help="A folder for a picture of each component.")
+@seeding
+@running
+def pca(
+    bundle: Path,
+    prefix: str,
+    count: int,
+    samples: int,
+    images: Path | None,
+    output: Path | None,
+    seed: int,
+    resize: bool,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Find directions of h without labels: its principal components, as attributes PREFIX_0, PREFIX_1, …
+
+    h is taken over the decodes of samples, or the inversions of images. Strength 1 is one standard deviation.
+
+    \b
+    Examples:
+      hspace attribute pca bundles/ddpm pca --count 5 -o pictures/
+    """
+    files = [] if images is None else common.expand([str(images)])
+    check_whole("--seed", seed, 0, _MOST_SEED)
+    check_whole("--samples", samples, 2)
+    check_whole("--count", count, 1, (len(files) if images is not None else samples) - 1)
+    editor, start = _open(bundle, options), time.perf_counter()
+    names = [f"{prefix}_{i}" for i in range(count)]
+    for name in names:
+        check_name("PREFIX", name)
+        _check_new(editor, name, force)
+    pictures = [] if output is None else [output / f"{name}.png" for name in names]
+    _check_outputs(pictures, files, force)
+    run = {k: options[k] for k in ("preset", "steps")}
+    if images is not None:
+        recorder = fitting.record_h(editor, "encode", len(files), run)
+        with _bar("encode", len(files)) as on_step:
+            recorder.then = on_step
+            latent = editor.encode(files, resize=resize, on_step=recorder, **run)
+    else:
+        recorder = fitting.record_h(editor, "decode", samples, run)
+        latent = editor.draw(samples, preset=options["preset"], seed=seed)
+        with _bar("decode", samples) as on_step:
+            recorder.then = on_step
+            editor.decode(latent, on_step=recorder, seed=seed, **run)
+    components = fitting.principal_components(recorder.table, recorder.timesteps, count, seed=seed)
+    shown, strengths = latent[:4], [-3.0, -1.5, 0.0, 1.5, 3.0]
+    for name, path, made in zip(names, pictures, components, strict=False):
+        timesteps, table = made.arrays["timesteps"], made.arrays["delta_h"]
+        editor.attributes[name] = DeltaTable(timesteps, table, None, Branch.SYMMETRIC)
+        swept = editor.sweep(shown, {name: strengths}, seed=seed, **run)
+        sheet = Sheet([""] * len(shown), [f"{name} {s:+.1f} sd" for s in strengths], editor.size)
+        with common.folder_of(path):
+            save_image(path, sheet.draw(swept.reshape(-1, *swept.shape[-3:])))
+    _add(editor, dict(zip(names, components, strict=True)), force, as_json, time.perf_counter() - start)
+
+
+@click.command()
+@bundle_argument
+@click.argument("images", type=_FILE)
+@click.option("-o", "--output", type=_FILE, required=True, help="A folder for curves.json and curves.png.")
+@click.option("--lpips", type=_FILE, help="LPIPS as an ONNX file (hspace export lpips). [default: 1 - SSIM]")
+@click.option("--t-edit-at", type=float, help="Distance of P_t that selects t_edit. [default: LPIPS 0.33, SSIM 0.33]")
+@click.option("--t-boost-at", type=float, help="Distance of x_t that selects t_boost. [default: LPIPS 1.2, SSIM 0.75]")
+@click.option(
+    "--similarity", type=float, default=1.0, show_default=True, help="Of an attribute to its source: scales t_edit's."
+)
+@click.option("--save", "name", help="Save a preset of this name with what was found.")
+@running
+def calibrate(
+    bundle: Path,
+    images: Path,
+    output: Path,
+    lpips: Path | None,
+    t_edit_at: float | None,
+    t_boost_at: float | None,
+    similarity: float,
+    name: str | None,
+    resize: bool,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Find t_edit and t_boost for a model from the inversions of a folder of images (Kwon et al. 2023, section 3.4).
+
+    Writes how far P_t and x_t are from x_0, against t. t_edit is the first t at which P_t is as far as --t-edit-at
+    (times the similarity: CLIP's cosine of the attribute's two texts), t_boost the first at which x_t is as far as
+    --t-boost-at. The defaults for LPIPS are the paper's, those for 1 - SSIM our own.
+
+    \b
+    Examples:
+      hspace calibrate bundles/avatars32 faces/ -o calibrated/
+      hspace calibrate bundles/celebahq faces/ --lpips lpips256.onnx --similarity 0.9 --save smiling -o calibrated/
+    """
+    editor, files, start = _open(bundle, options), common.expand([str(images)]), time.perf_counter()
+    if name is not None:
+        check_name("--save", name)
+        if name in editor.bundle.manifest.presets and not force:
+            raise ArgumentError(f"--save: the bundle has the preset {name!r} already (--force replaces it)")
+    paths = [output / "curves.json", output / "curves.png"]
+    _check_outputs(paths, files, force)
+    check_files(files, editor.size, resize=resize)
+    distance = indicators.Structural() if lpips is None else indicators.Lpips(lpips, editor.size)
+    thresholds = {
+        "t_edit": (distance.t_edit if t_edit_at is None else t_edit_at) * similarity,
+        "t_boost": distance.t_boost if t_boost_at is None else t_boost_at,
+    }
+    for what, value in thresholds.items():
+        if not 0 < value < np.inf:
+            raise ArgumentError(f"{what}: found the threshold {value}, expected a positive number")
+    run = {k: options[k] for k in ("preset", "steps")}
+    with _bar("invert", len(files)) as on_step:
+        curves = indicators.measure(editor, files, distance, **run, resize=resize, on_step=on_step)
+    chosen = {
+        "t_edit": curves.first(curves.to_p, thresholds["t_edit"]),
+        "t_boost": curves.first(curves.to_x, thresholds["t_boost"]),
+    }
+    found = {**curves.json(), "thresholds": thresholds, "similarity": similarity, **chosen}
+    with common.folder_of(paths[0]):
+        write_atomically(paths[0], json.dumps(found, indent=1).encode() + b"\n")
+        indicators.plot(paths[1], curves, [(what, thresholds[what], t) for what, t in chosen.items()])
+    largest = {"t_edit": curves.to_p[0].max(), "t_boost": curves.to_x[0].max()}
+    says = [
+        f"{what} {t} (distance {thresholds[what]:.3g})"
+        if t is not None
+        else f"{what} not found: the distance stays below {thresholds[what]:.3g} (largest {largest[what]:.3g})"
+        for what, t in chosen.items()
+    ]
+    text = f"{curves.distance}, {len(files)} images: {'; '.join(says)}\nwrote {paths[0]} and {paths[1]} "
+    text += f"in {time.perf_counter() - start:.1f} s (engine {editor.engine.name})"
+    saved = name if None not in chosen.values() else None
+    if saved is not None:
+        base = editor.bundle.preset(options["preset"])[1]
+        set_preset(editor.bundle, saved, msgspec.structs.replace(base, **chosen), replace=force)
+        text += f"\nsaved the preset {saved}"
+    common.emit(as_json, {"outputs": [str(p) for p in paths], "preset": saved, **found}, text)
+    if saved != name:
+        raise ArgumentError(f"--save: no preset was saved: {'; '.join(s for s in says if 'not found' in s)}")
+
+
+def _open(bundle: Path, options: dict[str, Any]) -> Editor:
+    return common.open_editor({"bundle": bundle, **{k: options.pop(k) for k in ("engine", "threads", "batch_size")}})
+
+
+def _check_new(editor: Editor, name: str, force: bool) -> None:
+    if name in editor.bundle.manifest.attributes and not force:
+        raise ArgumentError(f"{name}: the bundle has an attribute of this name already (--force replaces it)")
+
+
+def _check_outputs(targets: Sequence[Path], sources: Sequence[Path], force: bool) -> None:
+    """Refuses what may not be written, and what exists where nothing says --force."""
+    found = common.existing(targets, sources)
+    if found and not force:
+        raise OutputError(f"{found[0]}: exists already (--force replaces it)")
+
+
+def _add(editor: Editor, found: dict[str, fitting.Fitted], force: bool, as_json: bool, seconds: float) -> None:
+    """Adds what was made to the bundle, and says what it is worth."""
+    for name, made in found.items():
+        add_attribute(editor.bundle, name, made.data(), made.kind, made.branch, made.n_train, replace=force)
+    columns = list(dict.fromkeys(key for made in found.values() for key in made.report))
+    rows = [[name, made.kind, *(str(made.report.get(c, "-")) for c in columns)] for name, made in found.items()]
+    text = common.table(["attribute", "kind", *(c.replace("_", " ") for c in columns)], rows)
+    text += f"\nadded to {editor.bundle.folder} in {seconds:.1f} s"
+    common.emit(as_json, {name: {"kind": made.kind, **made.report} for name, made in found.items()}, text)
+
+
+@contextmanager
+def _bar(label: str, images: int) -> Iterator[OnStep]:
+    """An `on_step` that draws a bar over so many images on a terminal."""
+    with click.progressbar(length=1000 * images, label=label, file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+
+        def on_step(step: Step) -> None:
+            bar.update(max(1, 1000 * len(step.x) // step.total))
+
+        yield on_step

@@ -1,0 +1,107 @@
+"""What callers of an editor give, checked and brought into one form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .attributes import AnyAttribute, ZDirection, check_names, check_number
+from .checks import check_array
+from .errors import ArgumentError
+from .runs import OnStep
+
+Float32 = NDArray[np.float32]
+Output = Literal["uint8", "float32"]
+Edits = Mapping[str, float] | Sequence[Mapping[str, float]]
+
+
+class Run(TypedDict, total=False):
+    """How to run, as `Editor.decode` takes it; what calls that end in a decode pass on."""
+
+    preset: str | None
+    steps: int | None
+    sampler: str | None
+    t_edit: int | None
+    t_boost: int | None
+    seed: int
+    noise: Float32 | None
+    on_step: OnStep | None
+    output: Output
+
+
+def per_image(edits: Edits | None, count: int, known: Mapping[str, AnyAttribute]) -> Sequence[Mapping[str, float]]:
+    """One mapping of strengths per image, the same object where one was given for all; names are checked."""
+    edits = {} if edits is None else edits
+    if not isinstance(edits, (Mapping, Sequence)) or isinstance(edits, str):
+        raise ArgumentError(f"edits: found {type(edits).__name__}, expected a mapping, or one for each image")
+    each = [edits] * count if isinstance(edits, Mapping) else list(edits)
+    for mapping in each[:1] if isinstance(edits, Mapping) else each:
+        if not isinstance(mapping, Mapping):
+            raise ArgumentError(f"edits: found {type(mapping).__name__}, expected a mapping from name to strength")
+        check_names(mapping, known, "edits")
+    if len(each) != count:
+        raise ArgumentError(f"edits: found {len(each)} mappings, expected one, or one for each of {count} images")
+    return each
+
+
+def grid_of(
+    strengths: Mapping[str, Sequence[float]], edits: Mapping[str, float] | None
+) -> tuple[list[int], list[dict[str, float]]]:
+    """How many strengths each swept attribute has, and the mapping of every combination, the last attribute fastest."""
+    if not isinstance(strengths, Mapping) or not 1 <= len(strengths) <= 2 or not all(map(len, strengths.values())):
+        raise ArgumentError("strengths: expected a mapping from one or two attributes to strengths, at least one")
+    if edits is not None and not strengths.keys().isdisjoint(edits):
+        raise ArgumentError("edits: names an attribute that is swept")
+    points = [dict(edits or {})]
+    for name, values in strengths.items():
+        points = [{**point, name: value} for point in points for value in values]
+    return [len(values) for values in strengths.values()], points
+
+
+def amounts_of(strength: float | Sequence[float], count: int) -> list[float]:
+    """Strengths of content injection, one per latent."""
+    amounts = list(strength) if isinstance(strength, Sequence) else [strength] * count
+    if len(amounts) != count:
+        raise ArgumentError(f"strength: found {len(amounts)}, expected 1, or one for each of {count} latents")
+    for amount in amounts:
+        if not 0 <= check_number("inject", "strength", amount) <= 1:
+            raise ArgumentError(f"inject: found strength {amount!r}, expected a number from 0 to 1")
+    return [float(amount) for amount in amounts]
+
+
+def shrunk(mask: Float32, size: int, height: int, width: int) -> Float32:
+    """A mask of an image's size (float32 [size, size] in [0, 1]) at h's: the mean over what each position covers."""
+    check_array("mask", mask, (size, size))
+    if mask.min() < 0 or mask.max() > 1:
+        raise ArgumentError("mask: found values outside [0, 1]")
+    small: Float32 = mask.reshape(height, size // height, width, size // width).mean(axis=(1, 3))
+    return small
+
+
+def acceptors(
+    accept: Mapping[str, float] | None, attributes: Mapping[str, AnyAttribute]
+) -> list[tuple[ZDirection, float]]:
+    """The classifiers that draws must pass, each with its least logit."""
+    if accept is None:
+        return []
+    if not isinstance(accept, Mapping):
+        raise ArgumentError(f"accept: found {type(accept).__name__}, expected a mapping from name to least logit")
+    directions = {name: a for name, a in attributes.items() if isinstance(a, ZDirection)}
+    check_names(accept, directions, "accept")
+    return [(directions[name], check_number(f"accept: {name}", "logit", least)) for name, least in accept.items()]
+
+
+def one_way(steps: int | None) -> int | None:
+    """`steps` of a call that runs one way."""
+    if isinstance(steps, tuple):
+        raise ArgumentError(f"steps: found {steps!r}, expected a whole number")
+    return steps
+
+
+def check_output(output: str) -> None:
+    """Raises ArgumentError for anything but the two forms of output."""
+    if output not in ("uint8", "float32"):
+        raise ArgumentError(f"output: found {output!r}, expected 'uint8' or 'float32'")

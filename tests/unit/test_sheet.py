@@ -1,0 +1,156 @@
+"""Contact sheets and animations: where things stand, what labels do, and what is refused before it is drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from hspace.errors import ArgumentError
+from hspace.sheet import Sheet, grid, save_animation
+
+from ..hostile.helpers import refused
+
+GAP, CELL = 8, 128  # as the module has them: after each picture, and its least side
+LEFT = grid(1, CELL).shape[1] - CELL - GAP  # where the first column begins
+
+
+def pictures(count: int, size: int = 8) -> np.ndarray:
+    """uint8 [count, size, size, 3], none of it white."""
+    return np.random.default_rng(count).integers(0, 200, (count, size, size, 3), dtype=np.uint8)
+
+
+def enlarged(picture: np.ndarray, scale: int) -> np.ndarray:
+    return picture.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def ink(part: np.ndarray) -> bool:
+    return bool((part != 255).any())
+
+
+# --- layout -------------------------------------------------------------------------------------------
+
+
+def test_small_pictures_are_enlarged_in_whole_steps() -> None:
+    """A row after the other, from a gap at the left and the top, each pixel as it was."""
+    three, sheet = pictures(3), grid(3, 8, most=2)
+    assert sheet.shape == (GAP + 2 * (CELL + GAP), LEFT + 2 * (CELL + GAP))
+    drawn = sheet.draw(three).copy()
+    assert (drawn.shape, drawn.dtype) == ((*sheet.shape, 3), np.uint8)
+    for i, picture in enumerate(three):
+        row, column = divmod(i, 2)
+        top, left = GAP + row * (CELL + GAP), LEFT + column * (CELL + GAP)
+        np.testing.assert_array_equal(drawn[top : top + CELL, left : left + CELL], enlarged(picture, 16))
+        drawn[top : top + CELL, left : left + CELL] = 255
+    assert not ink(drawn)  # gaps, and the place of a fourth, are white
+
+
+@pytest.mark.parametrize(("size", "scale"), [(8, 16), (100, 2), (127, 2), (128, 1), (300, 1)])
+def test_scale(size: int, scale: int) -> None:
+    assert grid(1, size).shape == (2 * GAP + scale * size, LEFT + GAP + scale * size)
+
+
+@pytest.mark.parametrize(("count", "rows", "columns"), [(1, 1, 1), (7, 1, 7), (8, 1, 8), (9, 2, 8), (17, 3, 8)])
+def test_grid(count: int, rows: int, columns: int) -> None:
+    assert grid(count, 128).shape == (GAP + rows * (CELL + GAP), LEFT + columns * (CELL + GAP))
+
+
+# --- labels -------------------------------------------------------------------------------------------
+
+
+def test_labels() -> None:
+    """Those of columns above, those of rows to the left; the pictures make way, and stay whole."""
+    two = pictures(2)
+    sheet, bare = Sheet(["first", ""], ["smile +1"], 8), Sheet(["", ""], [""], 8)
+    drawn, plain = sheet.draw(two), bare.draw(two)
+    down, right = (a - b for a, b in zip(sheet.shape, bare.shape, strict=True))
+    assert down > 0 and right > 0
+    below, beside = drawn[GAP + down :, :], drawn[:, : GAP + right]
+    np.testing.assert_array_equal(below[:, right:], plain[GAP:])
+    assert ink(drawn[: GAP + down])
+    assert ink(beside[GAP + down : GAP + down + CELL])
+    assert not ink(beside[GAP + down + CELL :])  # the second row has none
+
+
+def test_a_label_wider_than_its_picture_makes_its_column_wider() -> None:
+    label = "a label that is much wider than a picture"
+    wide, narrow = Sheet([""], [label, "b"], 8), Sheet([""], ["a", "b"], 8)
+    assert wide.shape[1] > narrow.shape[1] and wide.shape[0] == narrow.shape[0]
+    drawn = wide.draw(pictures(2))
+    left = wide.shape[1] - GAP - CELL
+    np.testing.assert_array_equal(drawn[-GAP - CELL : -GAP, left:-GAP], enlarged(pictures(2)[1], 16))
+
+
+def test_a_label_of_two_lines() -> None:
+    one, two = Sheet([""], ["a"], 8), Sheet([""], ["a\nb"], 8)
+    assert two.shape[0] > one.shape[0] and two.shape[1] == one.shape[1]
+    assert ink(two.draw(pictures(1))[one.shape[0] - CELL - GAP : two.shape[0] - CELL - GAP])
+
+
+def test_frames_of_one_size() -> None:
+    """Whatever their labels: an animation's frames must be."""
+    sheet = Sheet([""], ["t = 1", "a label that is much wider than a picture"], 8)
+    frames = [sheet.one(i) for i in (0, 1)]
+    assert frames[0].shape == frames[1].shape
+    one = pictures(1)
+    a, b = (frame.draw(one) for frame in frames)
+    assert not np.array_equal(a, b)  # their labels
+    np.testing.assert_array_equal(a[-GAP - CELL :], b[-GAP - CELL :])
+
+
+# --- too large ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "fits"),
+    [
+        ("x.webp", 120, True),
+        ("x.webp", 121, False),
+        ("x.bmp", 240, True),
+        ("x.bmp", 241, False),
+        ("x.jpg", 481, True),
+        ("x.JPEG", 482, False),
+        ("x.png", 10_000, True),
+        ("x.png", 20_000, False),  # for all of its pixels
+    ],
+)
+def test_too_wide_for_the_format(name: str, columns: int, fits: bool) -> None:
+    sheet = Sheet([""], [""] * columns, 8)
+    if fits:
+        sheet.check(Path(name))
+    else:
+        with refused(ArgumentError, f"{name}: the sheet would have {sheet.shape[1]}×{sheet.shape[0]} pixels"):
+            sheet.check(Path(name))
+
+
+def test_too_high() -> None:
+    with refused(ArgumentError, "x.webp: the sheet would have", "give a folder"):
+        Sheet([""] * 130, [""], 8).check(Path("x.webp"))
+
+
+def test_a_label_can_be_too_wide() -> None:
+    with refused(ArgumentError, "x.webp: the sheet would have"):
+        Sheet([""], ["w" * 3000], 8).check(Path("x.webp"))
+
+
+# --- animations ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "kind"), [("x.gif", "GIF"), ("x.apng", "PNG"), ("x.GIF", "GIF")])
+def test_animation(name: str, kind: str, tmp_path: Path) -> None:
+    """Endless, of all frames in order, for so many seconds."""
+    frames = [np.full((8, 8, 3), value, np.uint8) for value in (0, 90, 180, 250)]
+    save_animation(tmp_path / name, frames, seconds=2)
+    with PIL.Image.open(tmp_path / name) as animation:
+        assert (animation.format, animation.n_frames, animation.info["loop"]) == (kind, 4, 0)
+        for i, frame in enumerate(frames):
+            animation.seek(i)
+            assert animation.info["duration"] == 500
+            np.testing.assert_allclose(np.asarray(animation.convert("RGB")), frame, atol=1)
+
+
+def test_frames_are_never_too_short(tmp_path: Path) -> None:
+    save_animation(tmp_path / "x.apng", [*pictures(9)], seconds=0.01)
+    with PIL.Image.open(tmp_path / "x.apng") as animation:
+        assert animation.info["duration"] == 20
