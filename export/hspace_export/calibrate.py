@@ -19,6 +19,7 @@ from hspace.files import read_file, write_atomically
 from hspace.image import load_images
 from hspace.onnx_scan import check_onnx
 from hspace.runs import OnStep, Step
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
@@ -136,8 +137,6 @@ def measure(
 
 def plot(path: Path, curves: Curves, chosen: Sequence[tuple[str, float, int | None]]) -> None:
     """Writes both curves, with thresholds and what they select, as a PNG. chosen: t_edit's, then t_boost's."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     for axes, (mean, std), what, (name, threshold, t) in zip(
         figure.subplots(1, 2), (curves.to_p, curves.to_x), ("P_t", "x_t"), chosen, strict=True

@@ -193,10 +193,15 @@ class _Projection:
 
 
 def pairs(positives: Sequence[Path], negatives: Sequence[Path]) -> tuple[list[Path], list[Path]] | None:
-    """The files of both lists whose names, less the suffix, are in both, in the same order; None if there are none."""
+    """The files of both lists whose names, less the suffix, are in both, in the same order.
+
+    None where they are fewer than half of the shorter list: then names match by accident.
+    """
     a, b = ({p.stem: p for p in files} for files in (positives, negatives))
     common = sorted(a.keys() & b.keys())
-    return ([a[s] for s in common], [b[s] for s in common]) if common else None
+    if 2 * len(common) < max(1, min(len(a), len(b))):
+        return None
+    return [a[s] for s in common], [b[s] for s in common]
 
 
 def fit_delta_h(
@@ -210,9 +215,9 @@ def fit_delta_h(
 ) -> Fitted:
     """A delta_h: at every timestep of an inversion, the mean h of images with the attribute less that of those without.
 
-    Where names match across the two lists, only those pairs are used, so that all else is alike. held_out: the share
-    of images whose projection on a direction from the others gives accuracy and AUC; the attribute itself is the mean
-    over all. Source: Haas et al. 2024, section 3.2 (supervised directions); Kwon et al. 2023, section 3.5.
+    Where names match across the two lists (`pairs`), only those are used, so that all else is alike. held_out: the
+    share of images whose projection on a direction from the others gives accuracy and AUC; the attribute itself is the
+    mean over all. Source: Haas et al. 2024, section 3.2 (supervised directions); Kwon et al. 2023, section 3.5.
     """
     matched = pairs(positives, negatives)
     with_it, without = matched or (list(positives), list(negatives))

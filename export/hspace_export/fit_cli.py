@@ -17,9 +17,9 @@ import numpy as np
 from hspace.amend import add_attribute, set_preset
 from hspace.attributes import DeltaTable
 from hspace.checks import check_whole
-from hspace.cli import common
+from hspace.cli import common, outputs
 from hspace.editor import Editor
-from hspace.errors import ArgumentError, OutputError
+from hspace.errors import ArgumentError
 from hspace.files import write_atomically
 from hspace.image import check_files, save_image
 from hspace.manifest import check_name
@@ -257,7 +257,7 @@ def pca(
         check_name("PREFIX", name)
         _check_new(editor, name, force)
     pictures = [] if output is None else [output / f"{name}.png" for name in names]
-    _check_outputs(pictures, files, force)
+    outputs.check_outputs(pictures, files, force)
     run = {k: options[k] for k in ("preset", "steps")}
     if images is not None:
         recorder = fitting.record_h(editor, "encode", len(files), run)
@@ -277,7 +277,7 @@ def pca(
         editor.attributes[name] = DeltaTable(timesteps, table, None, Branch.SYMMETRIC)
         swept = editor.sweep(shown, {name: strengths}, seed=seed, **run)
         sheet = Sheet([""] * len(shown), [f"{name} {s:+.1f} sd" for s in strengths], editor.size)
-        with common.folder_of(path):
+        with outputs.folder_of(path):
             save_image(path, sheet.draw(swept.reshape(-1, *swept.shape[-3:])))
     _add(editor, dict(zip(names, components, strict=True)), force, as_json, time.perf_counter() - start)
 
@@ -325,7 +325,7 @@ def calibrate(
         if name in editor.bundle.manifest.presets and not force:
             raise ArgumentError(f"--save: the bundle has the preset {name!r} already (--force replaces it)")
     paths = [output / "curves.json", output / "curves.png"]
-    _check_outputs(paths, files, force)
+    outputs.check_outputs(paths, files, force)
     check_files(files, editor.size, resize=resize)
     distance = indicators.Structural() if lpips is None else indicators.Lpips(lpips, editor.size)
     thresholds = {
@@ -343,7 +343,7 @@ def calibrate(
         "t_boost": curves.first(curves.to_x, thresholds["t_boost"]),
     }
     found = {**curves.json(), "thresholds": thresholds, "similarity": similarity, **chosen}
-    with common.folder_of(paths[0]):
+    with outputs.folder_of(paths[0]):
         write_atomically(paths[0], json.dumps(found, indent=1).encode() + b"\n")
         indicators.plot(paths[1], curves, [(what, thresholds[what], t) for what, t in chosen.items()])
     largest = {"t_edit": curves.to_p[0].max(), "t_boost": curves.to_x[0].max()}
@@ -372,13 +372,6 @@ def _open(bundle: Path, options: dict[str, Any]) -> Editor:
 def _check_new(editor: Editor, name: str, force: bool) -> None:
     if name in editor.bundle.manifest.attributes and not force:
         raise ArgumentError(f"{name}: the bundle has an attribute of this name already (--force replaces it)")
-
-
-def _check_outputs(targets: Sequence[Path], sources: Sequence[Path], force: bool) -> None:
-    """Refuses what may not be written, and what exists where nothing says --force."""
-    found = common.existing(targets, sources)
-    if found and not force:
-        raise OutputError(f"{found[0]}: exists already (--force replaces it)")
 
 
 def _add(editor: Editor, found: dict[str, fitting.Fitted], force: bool, as_json: bool, seconds: float) -> None:

@@ -51,8 +51,14 @@ def grid_of(
     strengths: Mapping[str, Sequence[float]], edits: Mapping[str, float] | None
 ) -> tuple[list[int], list[dict[str, float]]]:
     """How many strengths each swept attribute has, and the mapping of every combination, the last attribute fastest."""
-    if not isinstance(strengths, Mapping) or not 1 <= len(strengths) <= 2 or not all(map(len, strengths.values())):
+    if (
+        not isinstance(strengths, Mapping)
+        or not 1 <= len(strengths) <= 2
+        or not all(isinstance(v, (Sequence, np.ndarray)) and len(v) for v in strengths.values())
+    ):
         raise ArgumentError("strengths: expected a mapping from one or two attributes to strengths, at least one")
+    if edits is not None and not isinstance(edits, Mapping):
+        raise ArgumentError(f"edits: found {type(edits).__name__}, expected a mapping from name to strength")
     if edits is not None and not strengths.keys().isdisjoint(edits):
         raise ArgumentError("edits: names an attribute that is swept")
     points = [dict(edits or {})]

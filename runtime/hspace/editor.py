@@ -461,7 +461,7 @@ class Editor:
                 raise ArgumentError(
                     f"accept: kept {len(kept)} of {drawn} draws, expected {count}; lower logits accept more"
                 )
-            n = count if not directions else max(count, self.batch_size)
+            n = count if not directions else min(max(count, self.batch_size), 1000 * count - drawn)
             noise = start("z_noise", given, n, mean.shape, seed, Stream.Z_SEM, first=drawn)
             progress.total += self._runner.evaluations(n, program)
             z_sem = self._runner.sample_z(noise, program, progress) * std + mean

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from hspace.bundle import Bundle
 from hspace.tensors import read_tensors, tensor_bytes
 
+from ..conftest import GOLDEN
 from .conftest import Cli, Result, pixels
 
 ENGINE = ("--engine", "null")
@@ -291,7 +293,7 @@ def test_fit_refused(cli: Cli, null_folder: Path, faces: Path, tmp_path: Path) -
     )
 
 
-@pytest.mark.parametrize("command", ["attribute fit", "attribute average", "attribute pca", "calibrate"])
+@pytest.mark.parametrize("command", ["attribute fit", "calibrate"])
 def test_without_scikit_learn(command: str) -> None:
     """One line says what is missing, and how to have it."""
     code = "import sys; sys.modules['sklearn'] = sys.modules['skimage'] = None; "
@@ -303,7 +305,9 @@ def test_without_scikit_learn(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", ["list", "fit", "average", "pca", "add", "remove", "rename"])
-def test_help(command: str, cli: Cli, faces: Path) -> None:
+def test_help(command: str, cli: Cli) -> None:
+    pytest.importorskip("sklearn", reason="fits need the extra `fit`")
+    pytest.importorskip("skimage", reason="fits need the extra `fit`")
     out = cli("attribute", command, "--help").check().out
     assert out.startswith("Usage: ") and f"hspace attribute {command} [OPTIONS]" in out
     assert f"hspace attribute {command} " in out.partition("Examples:")[2].partition("Options:")[0]
@@ -434,3 +438,27 @@ def test_calibrate_refused(cli: Cli, asyrp_folder: Path, faces: Path, tmp_path: 
         calibrate(cli, asyrp_folder, faces, *options).error(code, fragment)
     cli("calibrate", asyrp_folder, faces / "dark", *ENGINE, "-o", asyrp_folder / "out").error(7, "inside", "bundle")
     assert contents(asyrp_folder) == before and not (faces / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["asyrp-ddpm-tiny", "asyrp-iddpm-tiny"])
+def test_add_gives_what_the_export_gives(
+    name: str, cli: Cli, golden_bundles: Callable[..., Path], tmp_path: Path
+) -> None:
+    """What `add` makes of an Asyrp file is what the export made of it; the source is recorded, the layout checked."""
+    folder = Path(shutil.copytree(golden_bundles(name), tmp_path / "bundle"))
+    expected = Bundle(folder).manifest
+    file = GOLDEN / name / "attribute0_LC_golden_t999_ninv8_ngen8_0.pth"
+    before = Bundle(folder).read(expected.attributes["attribute0"])
+    cli("attribute", "remove", folder, "attribute0").check()
+    cli("attribute", "add", folder, "attribute0", file).check()
+    found = Bundle(folder)
+    entry = found.manifest.attributes["attribute0"]
+    assert read_tensors(found.read(entry), "").metadata == read_tensors(before, "").metadata
+    arrays, known = read_tensors(found.read(entry), "").arrays, read_tensors(before, "").arrays
+    assert arrays.keys() == known.keys() and all(np.array_equal(arrays[k], known[k]) for k in known)
+    assert (entry.kind, entry.branch, entry.n_train) == ("delta_block", "asymmetric", 8)
+    assert found.manifest.provenance.sources == expected.provenance.sources
+    other = next(n for n in ("asyrp-ddpm-tiny", "asyrp-iddpm-tiny") if n != name)
+    result = cli("attribute", "add", folder, "wrong", GOLDEN / other / file.name)
+    result.error(6, "an attribute of the other U-Net layout")
+    sound(folder)

@@ -194,6 +194,8 @@ def test_pairs() -> None:
     b = [Path("n/a.webp"), Path("n/b.png"), Path("n/c.png")]
     assert fit.pairs(a, b) == ([Path("p/a.png"), Path("p/b.jpg")], [Path("n/a.webp"), Path("n/b.png")])
     assert fit.pairs(a, b[2:]) is None and fit.pairs([], b) is None
+    numbered = [Path(f"n/{name}.png") for name in ("a", "1", "2")]
+    assert fit.pairs(a, numbered) is None  # one name of three is an accident
 
 
 @pytest.mark.parametrize("matched", [True, False], ids=["pairs", "no pairs"])

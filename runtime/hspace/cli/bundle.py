@@ -15,7 +15,7 @@ from ..bundle import Bundle
 from ..editor import Editor
 from ..engines import AUTO_ORDER, ENGINES, open_engine, unavailable
 from ..plans import Planner
-from . import common
+from . import common, outputs
 
 folder = click.argument("bundle", type=click.Path(path_type=Path))
 
@@ -56,7 +56,7 @@ def info(
         common.emit(as_json, found, _describe(opened))
         return
     if save is not None:
-        common.check_outputs([save], [], force)
+        outputs.check_outputs([save], [], force)
     planner, edits = Planner(opened), common.strengths_of(strengths)
     check_names(edits, opened.manifest.attributes, "--set")
     plan = planner.plan(**options)

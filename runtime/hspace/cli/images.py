@@ -18,7 +18,7 @@ from ..files import read_file, write_atomically
 from ..image import WRITABLE, save_image
 from ..latent import Latent
 from ..runs import OnStep
-from . import common
+from . import common, outputs
 
 Float32 = NDArray[np.float32]
 inputs = click.argument("inputs", nargs=-1, required=True)
@@ -54,7 +54,7 @@ def edit(
       hspace edit photos/ -b bundles/avatars32 --set Beard=0.4 --set Dark_Skin=-0.2 -o edited/
       hspace edit 'photos/*.jpg' -b faces --set smile=1 --resize --steps 20 -o edited/
     """
-    planned = common.plan_outputs(common.expand(inputs), output, list(WRITABLE), force)
+    planned = outputs.plan_outputs(common.expand(inputs), output, list(WRITABLE), force)
     editor, edits = common.open_editor(options), common.strengths_of(strengths)
     both: int | tuple[int, int] | None = steps
     if encode_steps is not None:
@@ -63,12 +63,12 @@ def edit(
 
     load = _loader(editor, options.pop("resize"))
 
-    def make(jobs: Sequence[common.Job], images: list[Float32], on_step: OnStep) -> NDArray[np.uint8]:
+    def make(jobs: Sequence[outputs.Job], images: list[Float32], on_step: OnStep) -> NDArray[np.uint8]:
         numbers = [j.number for j in jobs]
         return editor.edit(np.stack(images), edits, steps=both, image_numbers=numbers, on_step=on_step, **options)
 
-    report = common.run_jobs("edit", editor.batch_size, planned, load, make, save_image)
-    common.wrote(as_json, report, editor)
+    report = outputs.run_jobs("edit", editor.batch_size, planned, load, make, save_image)
+    outputs.wrote(as_json, report, editor)
 
 
 @click.command()
@@ -86,15 +86,15 @@ def encode(inputs: Sequence[str], output: Path, force: bool, as_json: bool, **op
       hspace encode face.png -b bundles/avatars32 -o face.safetensors
       hspace encode photos/ -b bundles/avatars32 --steps 100 -o latents/
     """
-    planned = common.plan_outputs(common.expand(inputs), output, [common.LATENT_SUFFIX], force)
+    planned = outputs.plan_outputs(common.expand(inputs), output, [common.LATENT_SUFFIX], force)
     editor = common.open_editor(options)
     load = _loader(editor, options.pop("resize"))
 
-    def make(jobs: Sequence[common.Job], images: list[Float32], on_step: OnStep) -> Latent:
+    def make(jobs: Sequence[outputs.Job], images: list[Float32], on_step: OnStep) -> Latent:
         return editor.encode(np.stack(images), on_step=on_step, **options)
 
-    report = common.run_jobs("encode", editor.batch_size, planned, load, make, lambda path, latent: latent.save(path))
-    common.wrote(as_json, report, editor)
+    report = outputs.run_jobs("encode", editor.batch_size, planned, load, make, lambda path, latent: latent.save(path))
+    outputs.wrote(as_json, report, editor)
 
 
 @click.command()
@@ -120,18 +120,18 @@ def decode(
       hspace decode latents/ -b bundles/avatars32 -o images/
     """
     files = common.expand(inputs, [common.LATENT_SUFFIX], LatentError)
-    planned = common.plan_outputs(files, output, list(WRITABLE), force)
+    planned = outputs.plan_outputs(files, output, list(WRITABLE), force)
     editor, edits = common.open_editor(options), common.strengths_of(strengths)
 
-    def make(jobs: Sequence[common.Job], latents: list[Latent], on_step: OnStep) -> NDArray[np.uint8]:
+    def make(jobs: Sequence[outputs.Job], latents: list[Latent], on_step: OnStep) -> NDArray[np.uint8]:
         numbers = [j.number for j in jobs]
         return editor.decode(Latent.stack(latents), edits, image_numbers=numbers, on_step=on_step, **options)
 
     def load(path: Path) -> Latent:
         return common.load_latent(editor, path)
 
-    report = common.run_jobs("decode", editor.batch_size, planned, load, make, save_image)
-    common.wrote(as_json, report, editor)
+    report = outputs.run_jobs("decode", editor.batch_size, planned, load, make, save_image)
+    outputs.wrote(as_json, report, editor)
 
 
 @click.command()
@@ -154,24 +154,24 @@ def classify(
     """
     files, begun = common.expand(inputs), False
     if output is not None:
-        if not common.is_file_name(output, [".csv"]):
+        if not outputs.is_file_name(output, [".csv"]):
             raise ArgumentError(f"{output}: expected a file's name that ends in .csv")
-        begun = bool(common.existing([output], files)) and not force
+        begun = bool(outputs.existing([output], files)) and not force
     editor = common.open_editor(options)
     scores = _Scores(output, editor.classes, begun)
-    jobs = [common.Job(n, f, f) for n, f in enumerate(files) if str(f) not in scores.rows]
+    jobs = [outputs.Job(n, f, f) for n, f in enumerate(files) if str(f) not in scores.rows]
     kept = [f for f in files if str(f) in scores.rows]
 
-    def make(jobs: Sequence[common.Job], images: list[Float32], on_step: OnStep) -> Float32:
+    def make(jobs: Sequence[outputs.Job], images: list[Float32], on_step: OnStep) -> Float32:
         logits = editor.classify(np.stack(images))
         scores.add([j.source for j in jobs], logits)
         return logits
 
     load = _loader(editor, resize)
-    report = common.run_jobs("classify", editor.batch_size, (jobs, kept), load, make, lambda path, logits: None)
+    report = outputs.run_jobs("classify", editor.batch_size, (jobs, kept), load, make, lambda path, logits: None)
     if output is not None:
         report.written = [output] if report.written else []
-        common.wrote(as_json, report, editor)
+        outputs.wrote(as_json, report, editor)
         return
     rows = scores.rows
     found = {

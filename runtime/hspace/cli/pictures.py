@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
+from numpy.typing import NDArray
 
 from ..checks import check_whole
-from ..editor import Editor
 from ..errors import ArgumentError
-from ..image import SUFFIXES, check_files, to_uint8
+from ..image import SUFFIXES, to_uint8
 from ..latent import Latent
 from ..recorders import Timeline
 from ..sheet import Sheet, grid
-from . import common, printable
+from . import common, outputs, printable
 
 if TYPE_CHECKING:
     _ParamType = click.ParamType[tuple[str, list[float]]]
@@ -42,6 +42,45 @@ class Range(_ParamType):
         self.fail(f"found {value!r}, expected NAME=FROM:TO:COUNT, as in smile=-1:1:5", param, ctx)
 
 
+class _Picture:
+    """What stands around every call here: where its images go, settled before the work, and what is said at the end."""
+
+    def __init__(
+        self, options: dict[str, Any], count: int, sources: Sequence[Path] = (), animated: bool = False
+    ) -> None:
+        """For `count` images. Takes what is not the run's own out of `options`."""
+        self._start, self._as_json, self._resize = (
+            time.perf_counter(),
+            options.pop("as_json"),
+            options.pop("resize", False),
+        )
+        self._series = outputs.plan_series(options.pop("output"), count, options.pop("force"), sources, animated)
+        self.editor = common.open_editor(options)
+        self.edits = common.strengths_of(options.pop("strengths"))
+
+    def lay_out(self, sheet: Sheet) -> None:
+        """The contact sheet that the images would be on."""
+        self._sheet = sheet
+        self._series.check(sheet)
+
+    def image(self, path: Path) -> NDArray[np.float32]:
+        """An image's file, float32 [1, 3, H, W]."""
+        return common.load_pictures(path, self.editor, self._resize)
+
+    def latent(self, path: Path, options: dict[str, Any]) -> Latent:
+        """A latent's file, or an image, encoded with the command's own options."""
+        if path.suffix == common.LATENT_SUFFIX:
+            return common.load_latent(self.editor, path)
+        image = self.image(path)
+        with common.progress("encode") as on_step:
+            return self.editor.encode(image, preset=options["preset"], steps=options["steps"], on_step=on_step)
+
+    def finish(self, images: NDArray[np.uint8], also: NDArray[np.uint8] | None = None) -> None:
+        """Writes the images, and on a sheet `also` those, and says so."""
+        self._series.save(images, self._sheet, also)
+        outputs.wrote(self._as_json, outputs.Report(1, [], self._series.targets, start=self._start), self.editor)
+
+
 @click.command()
 @click.argument("inputs", nargs=-1, required=True)
 @common.opening
@@ -61,11 +100,6 @@ class Range(_ParamType):
 def sweep(
     inputs: Sequence[str],
     ranges: Sequence[tuple[str, list[float]]],
-    strengths: Sequence[tuple[str, float]],
-    resize: bool,
-    output: Path,
-    force: bool,
-    as_json: bool,
     **options: Any,
 ) -> None:
     """Images over strengths of an attribute: a row per image; or one image over two attributes.
@@ -78,25 +112,22 @@ def sweep(
       hspace sweep face.png -b bundles/avatars32 --over Blond_Hair=-0.8:0.8:5 -o sweep.png
       hspace sweep face.png -b bundles/avatars32 --over Blond_Hair=-1:1:5 --over Dark_Skin=-1:1:5 -o grid.png
     """
-    start, files = time.perf_counter(), common.expand(inputs, _EITHER)
-    over, edits = dict(ranges), common.strengths_of(strengths)
+    files, over = common.expand(inputs, _EITHER), dict(ranges)
     if len(over) != len(ranges) or len(over) > 2 or (len(over) == 2 and len(files) > 1):
         raise ArgumentError("--over: expected one attribute, or two different ones and a single input")
-    if not over.keys().isdisjoint(edits):
-        raise ArgumentError("--set: names an attribute that --over has, expected others")
     labels = [[f"{name} {value:+.3g}" for value in values] for name, values in over.items()]
     rows, columns = labels if len(labels) == 2 else ([printable(f.stem) for f in files], labels[0])
-    series = common.plan_series(output, len(rows) * len(columns), force, files)
-    editor = common.open_editor(options)
-    sheet = Sheet(rows, columns, editor.size)
-    series.check(sheet)
+    picture = _Picture(options, len(rows) * len(columns), files)
+    if not over.keys().isdisjoint(picture.edits):
+        raise ArgumentError("--set: names an attribute that --over has, expected others")
+    picture.lay_out(Sheet(rows, columns, picture.editor.size))
     for end in (0, -1):
-        common.check_run(editor, {**edits, **{name: values[end] for name, values in over.items()}}, options)
-    latent = Latent.stack([_latent(editor, f, resize, options) for f in files])
+        edits = {**picture.edits, **{name: values[end] for name, values in over.items()}}
+        common.check_run(picture.editor, edits, options)
+    latent = Latent.stack([picture.latent(f, options) for f in files])
     with common.progress("sweep") as on_step:
-        images = editor.sweep(latent, over, edits=edits, on_step=on_step, **options)
-    series.save(images.reshape(-1, *images.shape[-3:]), sheet)
-    common.wrote(as_json, common.Report(1, [], series.targets, start=start), editor)
+        images = picture.editor.sweep(latent, over, edits=picture.edits, on_step=on_step, **options)
+    picture.finish(images.reshape(-1, *images.shape[-3:]))
 
 
 @click.command()
@@ -113,11 +144,6 @@ def interpolate(
     first: str,
     second: str,
     frames: int,
-    strengths: Sequence[tuple[str, float]],
-    resize: bool,
-    output: Path,
-    force: bool,
-    as_json: bool,
     **options: Any,
 ) -> None:
     """Images between two images or latents: z_sem linear, x_T spherical.
@@ -130,18 +156,15 @@ def interpolate(
       hspace interpolate a.png b.png -b bundles/avatars32 -o between.png
       hspace interpolate a.safetensors b.png -b bundles/avatars32 --frames 24 -o between.gif
     """
-    start, sources = time.perf_counter(), [_one_file(first), _one_file(second)]
+    sources = [_one_file(first), _one_file(second)]
     check_whole("--frames", frames, 2)
-    series = common.plan_series(output, frames, force, sources, animated=True)
-    editor, edits = common.open_editor(options), common.strengths_of(strengths)
-    sheet = Sheet([""], [f"{w:.2f}" for w in np.linspace(0, 1, frames)], editor.size)
-    series.check(sheet)
-    common.check_run(editor, edits, options)
-    a, b = (_latent(editor, path, resize, options) for path in sources)
+    picture = _Picture(options, frames, sources, animated=True)
+    picture.lay_out(Sheet([""], [f"{w:.2f}" for w in np.linspace(0, 1, frames)], picture.editor.size))
+    common.check_run(picture.editor, picture.edits, options)
+    a, b = (picture.latent(path, options) for path in sources)
     with common.progress("interpolate") as on_step:
-        images = editor.interpolate(a, b, frames, edits=edits, on_step=on_step, **options)
-    series.save(images, sheet)
-    common.wrote(as_json, common.Report(1, [], series.targets, start=start), editor)
+        images = picture.editor.interpolate(a, b, frames, edits=picture.edits, on_step=on_step, **options)
+    picture.finish(images)
 
 
 @click.command()
@@ -158,11 +181,6 @@ def interpolate(
 def timeline(
     source: str | None,
     frames: int,
-    strengths: Sequence[tuple[str, float]],
-    resize: bool,
-    output: Path,
-    force: bool,
-    as_json: bool,
     **options: Any,
 ) -> None:
     """What a decode sees along the way: P_t, the predicted x_0, and the state x_t.
@@ -175,24 +193,20 @@ def timeline(
       hspace timeline face.png -b bundles/avatars32 -o timeline.png
       hspace timeline -b bundles/avatars32 --seed 3 --frames 20 -o timeline.gif
     """
-    start, sources = time.perf_counter(), [] if source is None else [_one_file(source)]
+    sources = [] if source is None else [_one_file(source)]
     check_whole("--frames", frames)
-    series = common.plan_series(output, frames, force, sources, animated=True)
-    editor, edits = common.open_editor(options), common.strengths_of(strengths)
-    program = common.check_run(editor, edits, options)
-    recorder = Timeline(frames, program)
-    sheet = Sheet(["P_t", "x_t"], [f"t = {t}" for t in recorder.timesteps], editor.size)
-    series.check(sheet)
-    latent = _latent(editor, sources[0], resize, options) if sources else None
+    picture = _Picture(options, frames, sources, animated=True)
+    recorder = Timeline(frames, common.check_run(picture.editor, picture.edits, options))
+    picture.lay_out(Sheet(["P_t", "x_t"], [f"t = {t}" for t in recorder.timesteps], picture.editor.size))
+    latent = picture.latent(sources[0], options) if sources else None
     with common.progress("timeline") as on_step:
         recorder.then = on_step
         if latent is None:
-            editor.sample(1, edits=edits, on_step=recorder, **options)
+            picture.editor.sample(1, edits=picture.edits, on_step=recorder, **options)
         else:
-            editor.decode(latent, edits, on_step=recorder, **options)
+            picture.editor.decode(latent, picture.edits, on_step=recorder, **options)
     p, x = recorder.frames()
-    series.save(to_uint8(p[:, 0]), sheet, also=to_uint8(x[:, 0]))
-    common.wrote(as_json, common.Report(1, [], series.targets, start=start), editor)
+    picture.finish(to_uint8(p[:, 0]), also=to_uint8(x[:, 0]))
 
 
 @click.command()
@@ -212,10 +226,6 @@ def timeline(
 def sample(
     count: int,
     accept: Sequence[tuple[str, float]],
-    strengths: Sequence[tuple[str, float]],
-    output: Path,
-    force: bool,
-    as_json: bool,
     **options: Any,
 ) -> None:
     """Draw COUNT new images. The same seed gives the same draws on any machine.
@@ -228,15 +238,11 @@ def sample(
       hspace sample 16 -b bundles/avatars32 --seed 7 -o samples/
       hspace sample 16 -b bundles/avatars32 --accept Blond_Hair=0 -o blond.png
     """
-    start, series = time.perf_counter(), common.plan_series(output, count, force, [])
-    editor, edits = common.open_editor(options), common.strengths_of(strengths)
-    sheet = grid(count, editor.size)
-    series.check(sheet)
-    wanted = common.strengths_of(accept, "--accept") or None
+    picture, wanted = _Picture(options, count), common.strengths_of(accept, "--accept") or None
+    picture.lay_out(grid(count, picture.editor.size))
     with common.progress("sample") as on_step:
-        images = editor.sample(count, edits=edits, accept=wanted, on_step=on_step, **options)
-    series.save(images, sheet)
-    common.wrote(as_json, common.Report(1, [], series.targets, start=start), editor)
+        images = picture.editor.sample(count, edits=picture.edits, accept=wanted, on_step=on_step, **options)
+    picture.finish(images)
 
 
 @click.command()
@@ -251,11 +257,6 @@ def sample(
 def vary(
     source: str,
     count: int,
-    strengths: Sequence[tuple[str, float]],
-    resize: bool,
-    output: Path,
-    force: bool,
-    as_json: bool,
     **options: Any,
 ) -> None:
     """Variations of an image or latent: its z_sem kept, x_T drawn anew.
@@ -266,18 +267,15 @@ def vary(
     Examples:
       hspace vary face.png -b bundles/avatars32 --count 4 -o varied.png
     """
-    start, file = time.perf_counter(), _one_file(source)
-    series = common.plan_series(output, count, force, [file])
-    editor, edits = common.open_editor(options), common.strengths_of(strengths)
-    sheet = grid(count, editor.size)
-    series.check(sheet)
-    editor.check_can_vary()
-    common.check_run(editor, edits, options)
-    latent = _latent(editor, file, resize, options)
+    file = _one_file(source)
+    picture = _Picture(options, count, [file])
+    picture.lay_out(grid(count, picture.editor.size))
+    picture.editor.check_can_vary()
+    common.check_run(picture.editor, picture.edits, options)
+    latent = picture.latent(file, options)
     with common.progress("vary") as on_step:
-        images = editor.vary(latent, count, edits=edits, on_step=on_step, **options)
-    series.save(images, sheet)
-    common.wrote(as_json, common.Report(1, [], series.targets, start=start), editor)
+        images = picture.editor.vary(latent, count, edits=picture.edits, on_step=on_step, **options)
+    picture.finish(images)
 
 
 @click.command()
@@ -298,11 +296,6 @@ def inject(
     content: str,
     amounts: Sequence[float],
     mask: Path | None,
-    strengths: Sequence[tuple[str, float]],
-    resize: bool,
-    output: Path,
-    force: bool,
-    as_json: bool,
     **options: Any,
 ) -> None:
     """Put the content of one image into another: h turns, step by step, towards the second image's.
@@ -315,24 +308,22 @@ def inject(
       hspace inject style.png content.png -b bundles/avatars32 -o injected.png
       hspace inject style.png content.png -b bundles/avatars32 --strength 0.6 --mask hair.png -o injected.png
     """
-    start, files = time.perf_counter(), [_one_file(source), _one_file(content), *([mask] if mask else [])]
+    files = [_one_file(source), _one_file(content), *([mask] if mask else [])]
     amounts = amounts or (0.0, 0.25, 0.5, 0.75, 1.0)
     for amount in amounts:
         if not 0 <= amount <= 1:
             raise ArgumentError(f"--strength: found strength {amount}, expected a number from 0 to 1")
-    series = common.plan_series(output, len(amounts), force, files)
-    editor, edits = common.open_editor(options), common.strengths_of(strengths)
-    sheet = Sheet([""], [f"{a:.2f}" for a in amounts], editor.size)
-    series.check(sheet)
-    check_files(files[1:], editor.size, resize=resize)
-    where = None if mask is None else (common.load_pictures(mask, editor, resize)[0].mean(axis=0) + 1) / 2
-    common.check_run(editor, edits, options)
-    latent = Latent.stack([_latent(editor, files[0], resize, options)] * len(amounts))
-    other = common.load_pictures(files[1], editor, resize)
+    picture = _Picture(options, len(amounts), files)
+    picture.lay_out(Sheet([""], [f"{a:.2f}" for a in amounts], picture.editor.size))
+    where = None if mask is None else (picture.image(mask)[0].mean(axis=0) + 1) / 2
+    other = picture.image(files[1])
+    common.check_run(picture.editor, picture.edits, options)
+    latent = Latent.stack([picture.latent(files[0], options)] * len(amounts))
     with common.progress("inject") as on_step:
-        images = editor.inject(latent, other, amounts, mask=where, edits=edits, on_step=on_step, **options)
-    series.save(images, sheet)
-    common.wrote(as_json, common.Report(1, [], series.targets, start=start), editor)
+        images = picture.editor.inject(
+            latent, other, amounts, mask=where, edits=picture.edits, on_step=on_step, **options
+        )
+    picture.finish(images)
 
 
 def _one_file(text: str) -> Path:
@@ -341,12 +332,3 @@ def _one_file(text: str) -> Path:
     if len(found) != 1:
         raise ArgumentError(f"{text}: found {len(found)} files, expected one")
     return found[0]
-
-
-def _latent(editor: Editor, path: Path, resize: bool, options: dict[str, Any]) -> Latent:
-    """A latent's file, or an image, encoded with the command's own options."""
-    if path.suffix == common.LATENT_SUFFIX:
-        return common.load_latent(editor, path)
-    pictures = common.load_pictures(path, editor, resize)
-    with common.progress("encode") as on_step:
-        return editor.encode(pictures, preset=options["preset"], steps=options["steps"], on_step=on_step)
