@@ -12,7 +12,7 @@ from pathlib import Path
 import hspace
 import numpy as np
 from hspace.image import load_images, save_image, to_uint8
-from PIL import Image, ImageDraw
+from hspace.sheet import Sheet
 
 HERE = Path(__file__).parent
 EDITS: list[dict[str, float]] = [
@@ -21,9 +21,9 @@ EDITS: list[dict[str, float]] = [
     {"Dark_Skin": -0.6},
     {"Blond_Hair": 0.9},
     {"Blond_Hair": -0.5},
-    {"Blond_Hair": 0.6, "Dark_Skin": -0.3},
+    {"hair_length": -3.0},
+    {"Blond_Hair": 0.6, "Dark_Skin": -0.3, "hair_length": 3.0},
 ]
-SCALE, MARGIN, TEXT = 5, 8, 30
 
 
 def label(edits: dict[str, float]) -> str:
@@ -43,16 +43,10 @@ def main() -> None:
     edited = editor.decode(repeated, EDITS)
     done = time.perf_counter()
 
-    pictures = [to_uint8(load_images(image, editor.size))[0], *edited]
-    tile = editor.size * SCALE
-    sheet = Image.new("RGB", ((tile + MARGIN) * len(pictures) + MARGIN, tile + TEXT + 2 * MARGIN), "white")
-    draw = ImageDraw.Draw(sheet)
-    for i, (pixels, text) in enumerate(zip(pictures, ["original", *map(label, EDITS)], strict=True)):
-        left = MARGIN + i * (tile + MARGIN)
-        sheet.paste(Image.fromarray(pixels).resize((tile, tile), Image.Resampling.NEAREST), (left, MARGIN))
-        draw.multiline_text((left, tile + MARGIN + 2), text, fill="black")
+    original = to_uint8(load_images(image, editor.size))
+    sheet = Sheet([""], ["original", *map(label, EDITS)], editor.size)
     output.parent.mkdir(parents=True, exist_ok=True)
-    save_image(output, np.asarray(sheet))
+    save_image(output, sheet.draw(np.concatenate([original, edited])))
     print(
         f"engine {editor.engine.name}: opened in {opened - start:.2f} s, encoded in {encoded - opened:.2f} s,", end=" "
     )

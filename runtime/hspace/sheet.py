@@ -91,10 +91,11 @@ class Sheet:
         return np.asarray(sheet)
 
 
-def grid(count: int, size: int, most: int = 8) -> Sheet:
-    """A sheet for `count` pictures without labels, at most `most` beside each other."""
+def grid(name: str, count: int, size: int, most: int = 8) -> Sheet:
+    """A sheet for `count` pictures, at most `most` beside each other; a row says the name, and which of them it has."""
     columns = min(count, most)
-    return Sheet([""] * -(-count // columns), [""] * columns, size)
+    rows = [f"{name}\n{first} to {min(first + columns, count) - 1}" for first in range(0, count, columns)]
+    return Sheet(rows, [""] * columns, size)
 
 
 def save_animation(path: Path, frames: Sequence[NDArray[np.uint8]], seconds: float = 2.5) -> None:

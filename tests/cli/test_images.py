@@ -328,7 +328,7 @@ def test_interpolate(cli: Cli, on: list[object], photos: Path, tmp_path: Path, n
 def test_sample(cli: Cli, on: list[object], tmp_path: Path, null_diffae: hspace.Editor) -> None:
     cli("sample", 3, *on, "--seed", 7, "--set", "smile=1", "--latent-steps", 5, "-o", tmp_path / "strip.png").check()
     expected = null_diffae.sample(3, seed=7, edits={"smile": 1.0}, latent_steps=5)
-    np.testing.assert_array_equal(pixels(tmp_path / "strip.png"), grid(3, 8).draw(expected))
+    np.testing.assert_array_equal(pixels(tmp_path / "strip.png"), grid("seed 7", 3, 8).draw(expected))
     assert not np.array_equal(expected, null_diffae.sample(3, seed=8, edits={"smile": 1.0}, latent_steps=5))
     cli("sample", 2, *on, "-o", tmp_path / "samples").check()
     assert names(tmp_path / "samples") == ["0000.png", "0001.png"]
@@ -338,14 +338,14 @@ def test_sample(cli: Cli, on: list[object], tmp_path: Path, null_diffae: hspace.
 def test_sample_asyrp(cli: Cli, asyrp: Path, tmp_path: Path, null_asyrp: hspace.Editor) -> None:
     cli("sample", 1, "-b", asyrp, "--engine", "null", "--set", "block=1", "-o", tmp_path / "x.png").check()
     np.testing.assert_array_equal(
-        pixels(tmp_path / "x.png"), grid(1, 8).draw(null_asyrp.sample(1, edits={"block": 1.0}))
+        pixels(tmp_path / "x.png"), grid("seed 0", 1, 8).draw(null_asyrp.sample(1, edits={"block": 1.0}))
     )
 
 
 def test_vary(cli: Cli, on: list[object], photos: Path, tmp_path: Path, null_diffae: hspace.Editor) -> None:
     cli("vary", photos / "a.png", *on, "--count", 2, "--seed", 3, "-o", tmp_path / "strip.png").check()
     expected = null_diffae.vary(null_diffae.encode(photos / "a.png"), 2, seed=3)
-    np.testing.assert_array_equal(pixels(tmp_path / "strip.png"), grid(2, 8).draw(expected))
+    np.testing.assert_array_equal(pixels(tmp_path / "strip.png"), grid("a", 2, 8).draw(expected))
     cli("vary", photos / "a.png", *on, "--count", 1, "-o", tmp_path / "varied").check()
     assert names(tmp_path / "varied") == ["0000.png"]
     assert pixels(tmp_path / "varied" / "0000.png").shape == (8, 8, 3)

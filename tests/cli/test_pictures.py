@@ -254,7 +254,7 @@ def test_accept(cli: Cli, on: list[object], tmp_path: Path, null_diffae: hspace.
     options = ["--seed", 1, "--accept", f"smile={least}", "-o", tmp_path / "x.png"]
     cli("sample", 3, *on, *options).check()
     expected = null_diffae.sample(3, seed=1, accept={"smile": least})
-    np.testing.assert_array_equal(pixels(tmp_path / "x.png"), grid(3, 8).draw(expected))
+    np.testing.assert_array_equal(pixels(tmp_path / "x.png"), grid("seed 1", 3, 8).draw(expected))
     kept = null_diffae.draw(3, seed=1, accept={"smile": least})
     assert (null_diffae.attributes["smile"].logit(kept.z_sem) >= least).all()
 

@@ -13,7 +13,12 @@ from hspace.sheet import Sheet, grid, save_animation
 from ..hostile.helpers import refused
 
 GAP, CELL = 8, 128  # as the module has them: after each picture, and its least side
-LEFT = grid(1, CELL).shape[1] - CELL - GAP  # where the first column begins
+LEFT = GAP  # where the first column begins, where rows have no labels
+
+
+def plain(rows: int, columns: int, size: int) -> Sheet:
+    """A sheet without labels."""
+    return Sheet([""] * rows, [""] * columns, size)
 
 
 def pictures(count: int, size: int = 8) -> np.ndarray:
@@ -34,7 +39,7 @@ def ink(part: np.ndarray) -> bool:
 
 def test_small_pictures_are_enlarged_in_whole_steps() -> None:
     """A row after the other, from a gap at the left and the top, each pixel as it was."""
-    three, sheet = pictures(3), grid(3, 8, most=2)
+    three, sheet = pictures(3), plain(2, 2, 8)
     assert sheet.shape == (GAP + 2 * (CELL + GAP), LEFT + 2 * (CELL + GAP))
     drawn = sheet.draw(three).copy()
     assert (drawn.shape, drawn.dtype) == ((*sheet.shape, 3), np.uint8)
@@ -48,12 +53,17 @@ def test_small_pictures_are_enlarged_in_whole_steps() -> None:
 
 @pytest.mark.parametrize(("size", "scale"), [(8, 16), (100, 2), (127, 2), (128, 1), (300, 1)])
 def test_scale(size: int, scale: int) -> None:
-    assert grid(1, size).shape == (2 * GAP + scale * size, LEFT + GAP + scale * size)
+    assert plain(1, 1, size).shape == (2 * GAP + scale * size, LEFT + GAP + scale * size)
 
 
 @pytest.mark.parametrize(("count", "rows", "columns"), [(1, 1, 1), (7, 1, 7), (8, 1, 8), (9, 2, 8), (17, 3, 8)])
 def test_grid(count: int, rows: int, columns: int) -> None:
-    assert grid(count, 128).shape == (GAP + rows * (CELL + GAP), LEFT + columns * (CELL + GAP))
+    """Rows say whose pictures they have, and which; that takes room at their left."""
+    height, width = plain(rows, columns, 128).shape
+    sheet = grid("seed 3", count, 128)
+    assert sheet.shape[0] == height and sheet.shape[1] > width
+    last = Sheet([f"seed 3\n0 to {count - 1}"], [""] * columns, 128)
+    assert rows > 1 or np.array_equal(sheet.draw(pictures(count, 128)), last.draw(pictures(count, 128)))
 
 
 # --- labels -------------------------------------------------------------------------------------------
@@ -63,11 +73,11 @@ def test_labels() -> None:
     """Those of columns above, those of rows to the left; the pictures make way, and stay whole."""
     two = pictures(2)
     sheet, bare = Sheet(["first", ""], ["smile +1"], 8), Sheet(["", ""], [""], 8)
-    drawn, plain = sheet.draw(two), bare.draw(two)
+    drawn, unlabelled = sheet.draw(two), bare.draw(two)
     down, right = (a - b for a, b in zip(sheet.shape, bare.shape, strict=True))
     assert down > 0 and right > 0
     below, beside = drawn[GAP + down :, :], drawn[:, : GAP + right]
-    np.testing.assert_array_equal(below[:, right:], plain[GAP:])
+    np.testing.assert_array_equal(below[:, right:], unlabelled[GAP:])
     assert ink(drawn[: GAP + down])
     assert ink(beside[GAP + down : GAP + down + CELL])
     assert not ink(beside[GAP + down + CELL :])  # the second row has none

@@ -239,7 +239,7 @@ def sample(
       hspace sample 16 -b bundles/avatars32 --accept Blond_Hair=0 -o blond.png
     """
     picture, wanted = _Picture(options, count), common.strengths_of(accept, "--accept") or None
-    picture.lay_out(grid(count, picture.editor.size))
+    picture.lay_out(grid(f"seed {options['seed']}", count, picture.editor.size))
     with common.progress("sample") as on_step:
         images = picture.editor.sample(count, edits=picture.edits, accept=wanted, on_step=on_step, **options)
     picture.finish(images)
@@ -269,7 +269,7 @@ def vary(
     """
     file = _one_file(source)
     picture = _Picture(options, count, [file])
-    picture.lay_out(grid(count, picture.editor.size))
+    picture.lay_out(grid(printable(file.stem), count, picture.editor.size))
     picture.editor.check_can_vary()
     common.check_run(picture.editor, picture.edits, options)
     latent = picture.latent(file, options)
