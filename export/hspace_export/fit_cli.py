@@ -380,7 +380,7 @@ def _add(editor: Editor, found: dict[str, fitting.Fitted], force: bool, as_json:
         add_attribute(editor.bundle, name, made.data(), made.kind, made.branch, made.n_train, replace=force)
     columns = list(dict.fromkeys(key for made in found.values() for key in made.report))
     rows = [[name, made.kind, *(str(made.report.get(c, "-")) for c in columns)] for name, made in found.items()]
-    text = common.table(["attribute", "kind", *(c.replace("_", " ") for c in columns)], rows)
+    text = common.table(["attribute", "kind", *(c.replace("_", " ") for c in columns)], rows, left=3)
     text += f"\nadded to {editor.bundle.folder} in {seconds:.1f} s"
     common.emit(as_json, {name: {"kind": made.kind, **made.report} for name, made in found.items()}, text)
 

@@ -57,7 +57,7 @@ def list_(bundle: Path, as_json: bool) -> None:
         found[name] = {"kind": entry.kind, "branch": entry.branch, "n_train": entry.n_train, **content, "notes": notes}
         rows.append([name, entry.kind, entry.branch, str(entry.n_train or "-"), notes or "-"])
     headers = ["attribute", "kind", "branch", "n_train", "notes"]
-    common.emit(as_json, found, common.table(headers, rows) if rows else f"{bundle}: no attributes")
+    common.emit(as_json, found, common.table(headers, rows, left=len(headers)) if rows else f"{bundle}: no attributes")
 
 
 @click.command()

@@ -182,12 +182,12 @@ def check_run(editor: Editor, edits: dict[str, float], options: dict[str, Any]) 
     return editor.program("decode", edits=edits, **{n: options[n] for n in names})
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns padded to their widest cell: the first to the left, the others to the right. A row is a line."""
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Columns padded to their widest cell: the first `left` to the left, the others to the right. A row is a line."""
     headers, rows = [*map(printable, headers)], [[*map(printable, r)] for r in rows]
     widths = [max(len(r[i]) for r in [headers, *rows]) for i in range(len(headers))]
     lines = [
-        [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True))]
+        [c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True))]
         for r in [headers, *rows]
     ]
     return "\n".join("  ".join(line).rstrip() for line in lines)
