@@ -5,8 +5,8 @@ With ε̃ the prediction with Δh injected (ε̃ = ε where a row injects nothin
     P      = (x − sigma·ε̃) / alpha                      predicted x_0, clamped to [−1, 1] where `clip`
     x_next = c_x·x + c_x0·P + c_eps·ε + c_x_prev·x_prev + c_x0_prev·P_prev + c_noise·z
 
-and that is all an executor knows about sampling. `samplers` builds rows in float64; a `Program` holds
-them rounded to float32.
+where `clip` is 2, ε is derived anew from the clamped unedited P first, ε ← (x − alpha·clamp((x − sigma·ε)/alpha))/sigma.
+That is all an executor knows about sampling. `samplers` builds rows in float64; a `Program` holds them rounded to float32.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Program:
         shown = [n for n in COEFFICIENTS if n in ("alpha", "sigma") or self.rows[n].any()]
         lines = ["  row    t  " + "".join(f"{n:>12}" for n in shown) + "  flags"]
         for i, row in enumerate(self.rows):
-            flags = ["clip"] * int(row["clip"]) + ["draw"] * int(row["draws"])
+            flags = [("", "clip", "clip both")[row["clip"]]] * bool(row["clip"]) + ["draw"] * int(row["draws"])
             flags += [Branch(int(row["branch"])).name.lower()] if row["branch"] else []
             cells = "".join(f"{row[n]:12.6g}" for n in shown)
             lines.append(f"{i:5d} {row['t']:4d}  {cells}  {' '.join(flags)}".rstrip())
@@ -137,7 +137,7 @@ def _check(name: str, table: Rows) -> None:
         raise ProgramError(f"{name}: columns t and sigma: expected values of at least 0")
     if not (table["alpha"] > 0).all():
         raise ProgramError(f"{name}: column alpha has values that are not positive; P divides by it")
-    for column, largest in (("clip", 1), ("draws", 1), ("branch", max(Branch))):
+    for column, largest in (("clip", 2), ("draws", 1), ("branch", max(Branch))):
         if (table[column] > largest).any():
             raise ProgramError(f"{name}: column {column} has values above {largest}")
 

@@ -54,8 +54,8 @@ def _rows(
     """One row per step from level `ab` to level `ab_next`; `t` is what the network is told.
 
     A clamped row takes its direction from the clamped P, ε' = (x − α·P)/σ, as DiffAE's code and diffusers' DDPM
-    do, or with "raw" from the network's own ε, as diffusers' DDIM does. An asymmetric row has no choice: its
-    direction must come from the unedited ε, so there the clamp acts on P alone.
+    do, or with "raw" from the network's own ε, as diffusers' DDIM does. In an asymmetric row the direction comes from
+    the unedited prediction, so it is the unedited P, clamped, that ε' is derived from (clip 2).
     """
     if direction not in ("raw", "clamped"):
         raise ArgumentError(f"direction: found {direction!r}, expected 'raw' or 'clamped'")
@@ -71,11 +71,12 @@ def _rows(
         s[noisy] = np.where(b < 1, np.sqrt(1 - a / b), 0)  # no noise on the clean image
     rows["t"], rows["alpha"], rows["sigma"] = t, alpha, sigma
     rows["branch"] = branch
-    rows["clip"] = clip
+    asymmetric = rows["branch"] == Branch.ASYMMETRIC
+    rows["clip"] = np.where(asymmetric & (direction == "clamped"), 2, 1) if clip else 0
     rows["draws"] = noisy
     rows["c_noise"] = s
     rows["edit_scale"] = np.where(rows["branch"] != Branch.NONE, edit_scale, 0)
-    from_x = (rows["branch"] != Branch.ASYMMETRIC) & (clip and direction == "clamped")
+    from_x = ~asymmetric & (clip and direction == "clamped")
     divisor = np.where(from_x, sigma, 1)  # only raw rows start at the clean image, where sigma is 0
     rows["c_x"] = np.where(from_x, sigma_next / divisor, 0)
     rows["c_x0"] = np.where(from_x, alpha_next - alpha * sigma_next / divisor, alpha_next)

@@ -137,7 +137,7 @@ PROGRAMS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "timestep below zero": (row("t", -1), "column"),
     "clip beyond uint8": (row("clip", 256), NUMBERS),
     "clip below zero": (row("clip", -1), NUMBERS),
-    "clip 2": (row("clip", 2), "column clip has values above 1"),
+    "clip 3": (row("clip", 3), "column clip has values above 2"),
     "draws 2": (row("draws", 2), "column draws has values above 1"),
     "branch 3": (row("branch", 3), "column branch has values above 2"),
     "no rows": (lambda p: p.update(rows=[]), "a program has at least one row"),

@@ -110,12 +110,14 @@ def test_against_a_table_of_the_contents_inversion(null_editor: hspace.Editor, o
     assert not np.allclose(found, plain, rtol=1e-3, atol=1e-4)
 
 
-def test_strength_zero_is_an_asymmetric_run_that_adds_nothing(null_editor: hspace.Editor) -> None:
-    """Which in a clamped model is not the plain decode: the direction comes from ε, and P alone is clamped."""
+def test_strength_zero_is_the_plain_decode(null_editor: hspace.Editor) -> None:
+    """To the last bit that of an asymmetric run that adds nothing; and of a model that clamps, too."""
     latent = null_editor.encode(images(2))
     zero = np.zeros((1, *h_shape(null_editor.bundle)[:3]), np.float32)
     null_editor.attributes["zero"] = DeltaTable(np.array([0]), zero, None, Branch.ASYMMETRIC)
     expected = null_editor.decode(latent, {"zero": 1.0}, output="float32")
+    plain = null_editor.decode(latent, output="float32")
+    assert np.linalg.norm(expected - plain) <= 1e-5 * np.linalg.norm(plain)
     nowhere = np.zeros((8, 8), np.float32)
     for options in ({"strength": 0.0}, {"strength": 0}, {"strength": 0.8, "mask": nowhere}, {"strength": [0.0, 0.0]}):
         assert np.array_equal(null_editor.inject(latent, images(1, 1), output="float32", **options), expected)

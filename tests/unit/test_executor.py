@@ -54,9 +54,9 @@ def random_program(seed: int, rows: int = 5, branch: Branch = Branch.NONE) -> Pr
     table = np.zeros(rows, dtype=ROW64)
     for name in COEFFICIENTS:
         table[name] = rng.uniform(-1, 1, rows)
-    table["alpha"], table["sigma"] = rng.uniform(0.5, 1, rows), rng.uniform(0, 1, rows)
+    table["alpha"], table["sigma"] = rng.uniform(0.5, 1, rows), rng.uniform(0.1, 1, rows)
     table["t"] = rng.integers(0, 1000, rows)
-    table["clip"], table["draws"] = rng.integers(0, 2, rows), rng.integers(0, 2, rows)
+    table["clip"], table["draws"] = rng.integers(0, 3, rows), rng.integers(0, 2, rows)
     table["c_noise"] *= table["draws"]
     table["branch"] = rng.choice([Branch.NONE, branch], rows)
     return Program.from_rows(f"random {seed}", table)
@@ -76,6 +76,9 @@ def reference(program: Program, x: np.ndarray, deltas: Mapping[str, float], seed
         eps = eps_edit if row["branch"] == Branch.SYMMETRIC else eps_of(x, row["t"])
         p = (x - float(row["sigma"]) * eps_edit) / float(row["alpha"])
         p = np.clip(p, -1, 1) if row["clip"] else p
+        if row["clip"] == 2:
+            own = np.clip((x - float(row["sigma"]) * eps) / float(row["alpha"]), -1, 1)
+            eps = (x - float(row["alpha"]) * own) / float(row["sigma"])
         z = normal(SHAPE, seed, draw=draw, image=image, stream=Stream.STEP) if row["draws"] else 0.0
         draw += int(row["draws"])
         terms = {"c_x": x, "c_x0": p, "c_eps": eps, "c_x_prev": x_prev, "c_x0_prev": p_prev, "c_noise": z}

@@ -35,6 +35,9 @@ def apply(row, x, eps, eps_edit, z):
     """The row's formula, in float64."""
     p = (x - row["sigma"] * eps_edit) / row["alpha"]
     p = np.clip(p, -1, 1) if row["clip"] else p
+    if row["clip"] == 2:
+        own = np.clip((x - row["sigma"] * eps) / row["alpha"], -1, 1)
+        eps = (x - row["alpha"] * own) / row["sigma"]
     return row["c_x"] * x + row["c_x0"] * p + row["c_eps"] * eps + row["c_noise"] * z
 
 
@@ -178,7 +181,8 @@ def test_asyrps_three_phases(schedule: Schedule, steps: int, t_edit: int, t_boos
         used = eps_edit if injects else eps
         p = (x - np.sqrt(1 - ab[i]) * used) / np.sqrt(ab[i])
         p = np.clip(p, -1, 1) if clip else p
-        direction = eps if injects or not clip else (x - np.sqrt(ab[i]) * p) / np.sqrt(1 - ab[i])
+        own = np.clip((x - np.sqrt(1 - ab[i]) * eps) / np.sqrt(ab[i]), -1, 1)  # the unedited P
+        direction = (x - np.sqrt(ab[i]) * own) / np.sqrt(1 - ab[i]) if clip else eps
         expected = np.sqrt(below) * p + np.sqrt(max(1 - below - s**2, 0)) * direction + s * z
         assert close(apply(rows[i], x, eps, used, z), expected)
 

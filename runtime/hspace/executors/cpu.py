@@ -89,6 +89,12 @@ class Executor:
             np.clip(p, -1, 1, out=p)
         elif clip.any():
             p[clip] = np.clip(p[clip], -1, 1)
+        both = rows["clip"] == 2
+        if both.any():
+            alpha, sigma = column("alpha")[both], column("sigma")[both]
+            own = np.clip((x[both] - sigma * eps[both]) / alpha, -1, 1)
+            eps = eps.copy()
+            eps[both] = (x[both] - alpha * own) / sigma
         x_next: Float32 = np.multiply(column("c_x0"), p)
         x_prev = None if batch.x_prev is None else batch.x_prev[here]
         for name, term in (("c_x", x), ("c_eps", eps), ("c_x_prev", x_prev), ("c_x0_prev", batch.x_0[here])):
