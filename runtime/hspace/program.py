@@ -5,8 +5,8 @@ With ε̃ the prediction with Δh injected (ε̃ = ε where a row injects nothin
     P      = (x − sigma·ε̃) / alpha                      predicted x_0, clamped to [−1, 1] where `clip`
     x_next = c_x·x + c_x0·P + c_eps·ε + c_x_prev·x_prev + c_x0_prev·P_prev + c_noise·z
 
-where `clip` is 2, ε is derived anew from the clamped unedited P first, ε ← (x − alpha·clamp((x − sigma·ε)/alpha))/sigma.
-That is all an executor knows about sampling. `samplers` builds rows in float64; a `Program` holds them rounded to float32.
+and where `clip` is 2, ε is first derived anew from the clamped unedited P: ε ← (x − alpha·P)/sigma. That is all an
+executor knows about sampling. `samplers` builds rows in float64; a `Program` holds them rounded to float32.
 """
 
 from __future__ import annotations
