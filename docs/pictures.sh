@@ -12,4 +12,7 @@ hspace sweep $faces/avatar016.png $faces/avatar004.png $faces/avatar000.png -b b
 hspace interpolate $faces/avatar016.png $faces/avatar004.png -b bundles/avatars32 --steps 100 --frames 7 -o $out/interpolate.png --force
 hspace timeline $faces/avatar016.png -b bundles/avatars32 --steps 50 --frames 7 -o $out/timeline.png --force
 hspace inject $faces/avatar016.png $faces/avatar004.png -b bundles/avatars32 --steps 100 -o $out/inject.png --force
-hspace calibrate bundles/avatars32 $faces --steps 100 -o "$out/calibrated" --force
+curves=$(mktemp -d)
+hspace calibrate bundles/avatars32 $faces --steps 100 -o "$curves" --force
+mv "$curves/curves.png" $out/curves.png
+rm -r "$curves"

@@ -77,6 +77,8 @@ class Lpips:
             found: NDArray[np.float64] = self._session.run(None, {"a": a, "b": b})[0].astype(np.float64).reshape(len(a))
         except Exception:  # as above
             raise EngineError(f"{self._path}: cannot be evaluated for {len(a)} pairs of images") from None
+        if not np.isfinite(found).all():
+            raise EngineError(f"{self._path}: gave distances that are not finite")
         return found
 
 
@@ -117,17 +119,23 @@ def measure(
 ) -> Curves:
     """The distances of P_t and of x_t from x_0 over the inversions of images.
 
-    P_t stands at the timestep of the x_t that it is predicted from (the official code puts it one step later).
+    Both stand at the timestep whose level x_t has, which is not what the network is told in inversions that tell it the
+    upper end (the official code files P_t one step later). A state at ᾱ = 1, the image itself, is left out.
     """
-    timesteps = np.unique(editor.program("encode", preset=preset, steps=steps).rows["t"].astype(np.int64))
+    rows = editor.program("encode", preset=preset, steps=steps).rows
+    alphas_cumprod = editor.bundle.manifest.schedules.image.build().alphas_cumprod
+    levels = {  # by what the network is told
+        int(row["t"]): int(np.abs(alphas_cumprod - float(row["alpha"]) ** 2).argmin()) for row in rows if row["sigma"]
+    }
+    timesteps = np.array(sorted(levels.values()), dtype=np.int64)
     found = np.zeros((2, len(timesteps), len(files)))
     for first in range(0, len(files), editor.batch_size):
         x_0 = load_images(list(files[first : first + editor.batch_size]), editor.size, resize=resize)
 
         def measured(step: Step, x_0: Float32 = x_0, first: int = first) -> bool | None:
-            k = int(np.searchsorted(timesteps, step.t[0]))
-            there = slice(first, first + len(step.x))
-            found[0, k, there], found[1, k, there] = distance(step.x_0, x_0), distance(step.x, x_0)
+            if (level := levels.get(int(step.t[0]))) is not None:
+                k, there = int(np.searchsorted(timesteps, level)), slice(first, first + len(step.x))
+                found[0, k, there], found[1, k, there] = distance(step.x_0, x_0), distance(step.x, x_0)
             return None if on_step is None else on_step(step)
 
         editor.encode(x_0, preset=preset, steps=steps, on_step=measured)

@@ -5,6 +5,7 @@ Needs scikit-learn, and no PyTorch: the networks run on an engine of the runtime
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from hspace.runs import OnStep, Step
 from hspace.tensors import tensor_bytes
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV, train_test_split
@@ -31,7 +33,8 @@ from threadpoolctl import threadpool_limits
 Float32 = NDArray[np.float32]
 _LEAST_HELD_OUT = 5  # images of a class; fewer would tell nothing, and none are held out
 _SMALL = 2**20  # values in a matrix
-_MOST_BYTES = 2**33  # of h that a PCA may keep
+_NONE_HELD_OUT = f"none: the share would be fewer than {_LEAST_HELD_OUT} images of a class"
+_MOST_BYTES = 2**32  # of h that a PCA may keep
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ def fit_direction(
         report |= _measured(model.decision_function(normalised[test]), labels[test])
         model.fit(normalised, labels)  # with the C that was measured
     else:
+        report["held_out"] = _NONE_HELD_OUT
         model = _logistic(normalised, labels, few_shot)
     arrays = {"weight": model.coef_[0], "bias": model.intercept_, "mean": mean, "std": std}
     return Fitted("z_direction", "none", {k: np.asarray(v, dtype=np.float32) for k, v in arrays.items()}, report)
@@ -93,7 +97,8 @@ def _logistic(x: NDArray[np.float64], y: NDArray[np.bool_], balanced: bool) -> A
     # of scikit-learn's solvers the quickest by far where there are more images than dimensions
     model = LogisticRegression(solver="newton-cholesky", max_iter=1000, class_weight="balanced" if balanced else None)
     fewest = int(min(y.sum(), (~y).sum()))
-    with threadpool_limits(1 if x.size < _SMALL else None):  # for which BLAS's threads cost more than they bring
+    with warnings.catch_warnings(), threadpool_limits(1 if x.size < _SMALL else None):  # threads cost more there
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of a C that cross-validation will not choose
         if fewest < 10:  # too few to choose by
             return model.fit(x, y)
         search = GridSearchCV(model, {"C": [0.01, 0.1, 1.0, 10.0, 100.0]}, scoring="roc_auc", cv=5)
@@ -195,11 +200,11 @@ class _Projection:
 def pairs(positives: Sequence[Path], negatives: Sequence[Path]) -> tuple[list[Path], list[Path]] | None:
     """The files of both lists whose names, less the suffix, are in both, in the same order.
 
-    None where they are fewer than half of the shorter list: then names match by accident.
+    None where they are fewer than half of the longer list, or a name is twice in one: then names match by accident.
     """
     a, b = ({p.stem: p for p in files} for files in (positives, negatives))
     common = sorted(a.keys() & b.keys())
-    if 2 * len(common) < max(1, min(len(a), len(b))):
+    if 2 * len(common) < max(1, len(positives), len(negatives)) or (len(a), len(b)) != (len(positives), len(negatives)):
         return None
     return [a[s] for s in common], [b[s] for s in common]
 
@@ -223,7 +228,10 @@ def fit_delta_h(
     with_it, without = matched or (list(positives), list(negatives))
     if not with_it or not without:
         raise ArgumentError(f"found {len(with_it)} images with the attribute and {len(without)} without, expected both")
-    what = f"{len(with_it)} pairs" if matched else f"{len(with_it)} images with, {len(without)} without"
+    what = f"{len(with_it)} images with, {len(without)} without"
+    if matched:
+        left_out = len(positives) + len(negatives) - 2 * len(with_it)
+        what = f"{len(with_it)} pairs" + (f", {left_out} others left out" if left_out else "")
     report: dict[str, Any] = {"fitted_to": what}
     timesteps = np.unique(inversions.program.rows["t"].astype(np.int64))
     means = [_Mean(timesteps, h_shape(inversions.editor.bundle)[:3]) for _ in range(2)]
@@ -249,6 +257,8 @@ def fit_delta_h(
                 scores += projection.take(size)
                 labels += [label] * size
         report |= _measured(np.array(scores), np.array(labels))
+    else:
+        report["held_out"] = _NONE_HELD_OUT
     delta = (means[0].mean - means[1].mean).astype(np.float32)
     return Fitted("delta_h", branch, {"timesteps": timesteps, "delta_h": delta}, report)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import sys
 import time
@@ -15,12 +16,12 @@ import click
 import msgspec
 import numpy as np
 from hspace.amend import add_attribute, set_preset
-from hspace.attributes import DeltaTable
+from hspace.attributes import DeltaTable, check_names
 from hspace.checks import check_whole
 from hspace.cli import common, outputs
 from hspace.editor import Editor
 from hspace.errors import ArgumentError
-from hspace.files import write_atomically
+from hspace.files import MAX_TEXT_BYTES, read_file, write_atomically
 from hspace.image import check_files, save_image
 from hspace.manifest import check_name
 from hspace.program import Branch
@@ -43,7 +44,6 @@ running = common.stack(
     click.option("--force", is_flag=True, help="Replace what exists."),
     common.as_json,
 )
-seeding = click.option("--seed", type=int, default=0, show_default=True, help="Of the split, and of whatever is drawn.")
 
 
 @click.command()
@@ -64,12 +64,10 @@ seeding = click.option("--seed", type=int, default=0, show_default=True, help="O
 @click.option(
     "--branch",
     type=click.Choice(["symmetric", "asymmetric"]),
-    default="symmetric",
-    show_default=True,
-    help="Of a delta_h: Δh in both terms (Haas et al.), or in P alone (Asyrp).",
+    help="Of a delta_h: Δh in both terms (Haas et al.), or in P alone (Asyrp). [default: symmetric]",
 )
 @click.option("--held-out", type=float, default=0.2, show_default=True, help="The share of images to measure on.")
-@seeding
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the choice of those.")
 @running
 def fit(
     bundle: Path,
@@ -95,7 +93,7 @@ def fit(
     \b
     Examples:
       hspace attribute fit bundles/avatars32 glasses --positive with/ --negative without/
-      hspace attribute fit bundles/avatars32 Wink Long_Hair --images faces/ --labels faces/labels.csv
+      hspace attribute fit bundles/faces Wink Long_Hair --images faces/ --labels faces/labels.csv
       hspace attribute fit bundles/avatars32 like_these --positive ten/ --unlabelled thousands/
       hspace attribute fit bundles/ddpm smile --kind delta_h --positive smiling/ --negative neutral/
     """
@@ -110,7 +108,16 @@ def fit(
     few_shot = unlabelled is not None
     if few_shot and (negative is not None or kind != "z_direction"):
         raise click.UsageError("--unlabelled: it stands for --negative, for a z_direction")
-    examples = _examples(names, positive, unlabelled or negative, images, labels)
+    if kind == "z_direction" and (branch is not None or options["preset"] is not None or options["steps"] is not None):
+        raise click.UsageError("--branch, --preset and --steps: of a delta_h, and this makes a z_direction")
+    examples, absent = _examples(names, positive, unlabelled or negative, images, labels)
+    least = 2 if kind == "z_direction" else 1
+    for name, (with_it, without) in examples.items():
+        if min(len(with_it), len(without)) < least:
+            raise ArgumentError(
+                f"{name}: found {len(with_it)} images with the attribute and {len(without)} without, "
+                f"expected at least {least} of each"
+            )
     files = sorted({f for pair in examples.values() for side in pair for f in side})
     check_files(files, editor.size, resize=resize)
     found, start = {}, time.perf_counter()
@@ -127,49 +134,54 @@ def fit(
             with _bar(name, len(with_it) + len(without)) as on_step:
                 inversions = fitting.Inversions(editor, **run, resize=resize, on_step=on_step)
                 found[name] = fitting.fit_delta_h(
-                    inversions, with_it, without, branch=branch, held_out=held_out, seed=seed
+                    inversions, with_it, without, branch=branch or "symmetric", held_out=held_out, seed=seed
                 )
-    _add(editor, found, force, as_json, time.perf_counter() - start)
+    _add(editor, found, force, as_json, time.perf_counter() - start, absent)
 
 
 def _examples(
     names: Sequence[str], positive: Path | None, negative: Path | None, images: Path | None, labels: Path | None
-) -> dict[str, tuple[list[Path], list[Path]]]:
-    """Name → images with the attribute, and without."""
+) -> tuple[dict[str, tuple[list[Path], list[Path]]], int]:
+    """Name → images with the attribute, and without; and how many rows of the labels have no image."""
     if images is not None and labels is not None and positive is None and negative is None:
         return _labelled(names, images, labels)
     if positive is None or negative is None or images is not None or labels is not None:
         raise click.UsageError("expected --positive and --negative (or --unlabelled), or --images and --labels")
     if len(names) != 1:
         raise click.UsageError(f"two folders make one attribute: found {len(names)} names")
-    return {names[0]: (common.expand([str(positive)]), common.expand([str(negative)]))}
+    return {names[0]: (common.expand([str(positive)]), common.expand([str(negative)]))}, 0
 
 
-def _labelled(names: Sequence[str], images: Path, labels: Path) -> dict[str, tuple[list[Path], list[Path]]]:
+def _labelled(names: Sequence[str], images: Path, labels: Path) -> tuple[dict[str, tuple[list[Path], list[Path]]], int]:
+    data = read_file(labels, ArgumentError, MAX_TEXT_BYTES)
     try:
-        with open(labels, newline="", encoding="utf-8") as f:
-            header, *rows = csv.reader(f)
-    except (OSError, ValueError, csv.Error):
-        raise ArgumentError(f"{labels}: expected a CSV file with a header") from None
+        header, *rows = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""))
+    except (ValueError, csv.Error):  # UnicodeDecodeError among the former
+        raise ArgumentError(f"{labels}: expected a CSV file in UTF-8, with a header") from None
     for name in names:
         if header[1:].count(name) != 1:
             found = "two columns" if name in header[1:] else "no column"
             raise ArgumentError(f"{labels}: has {found} {name!r}; it has {', '.join(header[1:])}")
     there = {p.name: p for p in common.expand([str(images)])}
     examples: dict[str, tuple[list[Path], list[Path]]] = {name: ([], []) for name in names}
+    seen: set[str] = set()
     for number, row in enumerate(rows, 2):
+        if not any(cell.strip() for cell in row):
+            continue
         if len(row) != len(header):
             raise ArgumentError(f"{labels}, row {number}: found {len(row)} values, expected {len(header)}")
-        file = there.pop(row[0], None)
-        if file is None:
-            raise ArgumentError(f"{labels}, row {number}: {row[0]!r} is not in {images}, or in an earlier row")
+        if row[0] in seen:
+            raise ArgumentError(f"{labels}, row {number}: {row[0]!r} is in an earlier row")
+        seen.add(row[0])
         for name, (with_it, without) in examples.items():
             value = row[header.index(name, 1)].strip().lower()
             if value not in ("1", "true", "0", "-1", "false", ""):
                 raise ArgumentError(f"{labels}, row {number}: {name}: found {value!r}, expected 0 or -1, 1, or nothing")
-            if value:
-                (with_it if value in ("1", "true") else without).append(file)
-    return examples
+            if value and row[0] in there:
+                (with_it if value in ("1", "true") else without).append(there[row[0]])
+    if seen.isdisjoint(there):
+        raise ArgumentError(f"{labels}: none of its {len(seen)} files is in {images}")
+    return examples, len(seen - there.keys())
 
 
 def _encode_z(editor: Editor, files: Sequence[Path], resize: bool) -> NDArray[np.float32]:
@@ -210,6 +222,7 @@ def average(
     editor, files, start = _open(bundle, options), common.expand([str(images)]), time.perf_counter()
     check_name("NAME", name)
     _check_new(editor, name, force)
+    check_names([block], editor.attributes, "BLOCK")
     check_files(files, editor.size, resize=resize)
     run = {"preset": options["preset"], "steps": options["steps"], "t_edit": t_edit}
     with _bar(name, len(files)) as on_step:
@@ -221,16 +234,16 @@ def average(
 @bundle_argument
 @click.argument("prefix")
 @click.option("--count", type=int, default=3, show_default=True, help="How many components.")
-@click.option("--samples", type=int, default=64, show_default=True, help="How many samples to draw.")
+@click.option("--samples", type=int, help="How many samples to draw. [default: 64]")
 @click.option("--images", type=_FILE, help="A folder of images, instead of samples.")
 @click.option("-o", "--output", type=_FILE, help="A folder for a picture of each component.")
-@seeding
+@common.seeding
 @running
 def pca(
     bundle: Path,
     prefix: str,
     count: int,
-    samples: int,
+    samples: int | None,
     images: Path | None,
     output: Path | None,
     seed: int,
@@ -247,7 +260,12 @@ def pca(
     Examples:
       hspace attribute pca bundles/ddpm pca --count 5 -o pictures/
     """
+    if images is None and resize:
+        raise click.UsageError("--resize: expected --images with it")
+    if images is not None and samples is not None:
+        raise click.UsageError("--samples: --images stands in its place")
     files = [] if images is None else common.expand([str(images)])
+    samples = 64 if samples is None else samples
     check_whole("--seed", seed, 0, _MOST_SEED)
     check_whole("--samples", samples, 2)
     check_whole("--count", count, 1, (len(files) if images is not None else samples) - 1)
@@ -256,18 +274,20 @@ def pca(
     for name in names:
         check_name("PREFIX", name)
         _check_new(editor, name, force)
+    if output is not None:
+        outputs.is_file_name(output, ())
     pictures = [] if output is None else [output / f"{name}.png" for name in names]
     outputs.check_outputs(pictures, files, force)
     run = {k: options[k] for k in ("preset", "steps")}
     if images is not None:
         recorder = fitting.record_h(editor, "encode", len(files), run)
-        with _bar("encode", len(files)) as on_step:
+        with common.progress("encode") as on_step:
             recorder.then = on_step
             latent = editor.encode(files, resize=resize, on_step=recorder, **run)
     else:
         recorder = fitting.record_h(editor, "decode", samples, run)
         latent = editor.draw(samples, preset=options["preset"], seed=seed)
-        with _bar("decode", samples) as on_step:
+        with common.progress("decode") as on_step:
             recorder.then = on_step
             editor.decode(latent, on_step=recorder, seed=seed, **run)
     components = fitting.principal_components(recorder.table, recorder.timesteps, count, seed=seed)
@@ -323,7 +343,8 @@ def calibrate(
     if name is not None:
         check_name("--save", name)
         if name in editor.bundle.manifest.presets and not force:
-            raise ArgumentError(f"--save: the bundle has the preset {name!r} already (--force replaces it)")
+            raise ArgumentError(f"preset: the bundle has {name!r} already (--force replaces it)")
+    outputs.is_file_name(output, ())
     paths = [output / "curves.json", output / "curves.png"]
     outputs.check_outputs(paths, files, force)
     check_files(files, editor.size, resize=resize)
@@ -371,23 +392,28 @@ def _open(bundle: Path, options: dict[str, Any]) -> Editor:
 
 def _check_new(editor: Editor, name: str, force: bool) -> None:
     if name in editor.bundle.manifest.attributes and not force:
-        raise ArgumentError(f"{name}: the bundle has an attribute of this name already (--force replaces it)")
+        raise ArgumentError(f"attribute: the bundle has {name!r} already (--force replaces it)")
 
 
-def _add(editor: Editor, found: dict[str, fitting.Fitted], force: bool, as_json: bool, seconds: float) -> None:
-    """Adds what was made to the bundle, and says what it is worth."""
+def _add(
+    editor: Editor, found: dict[str, fitting.Fitted], force: bool, as_json: bool, seconds: float, absent: int = 0
+) -> None:
+    """Adds what was made to the bundle, and says what it is worth. absent: how many rows of labels have no image."""
     for name, made in found.items():
         add_attribute(editor.bundle, name, made.data(), made.kind, made.branch, made.n_train, replace=force)
     columns = list(dict.fromkeys(key for made in found.values() for key in made.report))
     rows = [[name, made.kind, *(str(made.report.get(c, "-")) for c in columns)] for name, made in found.items()]
     text = common.table(["attribute", "kind", *(c.replace("_", " ") for c in columns)], rows, left=3)
+    more = {"rows_without_image": absent} if absent else {}
+    if absent:
+        text += f"\nleft out {absent} rows of the labels, whose files are not in the folder of images"
     text += f"\nadded to {editor.bundle.folder} in {seconds:.1f} s"
-    common.emit(as_json, {name: {"kind": made.kind, **made.report} for name, made in found.items()}, text)
+    common.emit(as_json, {name: {"kind": made.kind, **made.report, **more} for name, made in found.items()}, text)
 
 
 @contextmanager
 def _bar(label: str, images: int) -> Iterator[OnStep]:
-    """An `on_step` that draws a bar over so many images on a terminal."""
+    """An `on_step` that draws a bar over so many images on a terminal, for a call per batch of them."""
     with click.progressbar(length=1000 * images, label=label, file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
 
         def on_step(step: Step) -> None:

@@ -1,7 +1,8 @@
 """Changes to a bundle that is there: attributes and presets. Components never change once written.
 
 A new attribute's file is written first, then `bundle.json` is replaced atomically, then a file that nothing lists any
-more is removed. Whoever opens the bundle between two of these steps is refused it, and may try again.
+more is removed. Whoever opens the bundle between two of these steps is refused it, and may try again; if the program is
+killed there, the refusal names the file that is to be deleted.
 """
 
 from __future__ import annotations

@@ -96,7 +96,11 @@ def acceptors(
     if not isinstance(accept, Mapping):
         raise ArgumentError(f"accept: found {type(accept).__name__}, expected a mapping from name to least logit")
     directions = {name: a for name, a in attributes.items() if isinstance(a, ZDirection)}
-    check_names(accept, directions, "accept")
+    check_names(accept, attributes, "accept")
+    for name in accept.keys() - directions.keys():
+        raise ArgumentError(
+            f"accept: {name} is no z_direction, expected one: {', '.join(directions) or 'there is none'}"
+        )
     return [(directions[name], check_number(f"accept: {name}", "logit", least)) for name, least in accept.items()]
 
 

@@ -204,12 +204,13 @@ class Editor:
                 f"interpolate: found latents of {len(latent_a)} and {len(latent_b)} images, expected 1 and 1"
             )
         check_whole("frames", frames, 2)
+        numbers = None if run.get("noise") is not None else [0] * frames  # the same draws in all: no flicker
         w = np.linspace(0, 1, frames)
         z = None
         if latent_a.z_sem is not None and latent_b.z_sem is not None:
             z = ((1 - w)[:, None] * latent_a.z_sem + w[:, None] * latent_b.z_sem).astype(np.float32)
         between = Latent(slerp(latent_a.x_T[0], latent_b.x_T[0], w), z, provenance=latent_a.provenance)
-        return self.decode(between, edits, **run)
+        return self.decode(between, edits, image_numbers=numbers, **run)
 
     def sweep(
         self,
@@ -260,6 +261,7 @@ class Editor:
         t_boost: int | None = None,
         seed: int = 0,
         noise: Float32 | None = None,
+        image_numbers: Sequence[int] | None = None,
         resize: bool = False,
         on_step: OnStep | None = None,
         output: Output = "uint8",
@@ -267,8 +269,9 @@ class Editor:
         """Decodes latents with the content of other images: at t ≥ t_edit, h turns towards theirs by slerp.
 
         content: one image, or one per latent; its h is recorded over its inversion (`steps`: for both, or (encode,
-        decode)). strength: 0 (nothing) … 1 (h is theirs, at its own norm), or one per latent. mask: float32 [H, W]
-        in [0, 1], of the image's size: where. Asymmetric, as in the official code; so `edits` must be, which are added.
+        decode)) and kept in memory meanwhile. strength: 0 (nothing) … 1 (h is theirs, at its own norm), or one per
+        latent. mask: float32 [H, W] in [0, 1], of the image's size: where. Asymmetric, as in the official code; so
+        `edits`, which are added, must be.
         Source: Jeong et al. 2024 (InjectFusion), section 3.1.
         """
         self.check_latent(latent)
@@ -288,7 +291,7 @@ class Editor:
             for mapping, table, amount in zip(each, tables, amounts, strict=True)
         ]
         programs = self._decode_programs(plan, compiled)
-        noise_source = draws(seed, noise, None, programs, self._shape)
+        noise_source = draws(seed, noise, image_numbers, programs, self._shape)
         check_output(output)
         progress = Progress(recorder, self._runner.evaluations(len(x), program))
         progress.total += self._runner.evaluations(len(latent), programs[0])

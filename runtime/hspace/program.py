@@ -5,8 +5,8 @@ With ε̃ the prediction with Δh injected (ε̃ = ε where a row injects nothin
     P      = (x − sigma·ε̃) / alpha                      predicted x_0, clamped to [−1, 1] where `clip`
     x_next = c_x·x + c_x0·P + c_eps·ε + c_x_prev·x_prev + c_x0_prev·P_prev + c_noise·z
 
-and where `clip` is 2, ε is first derived anew from the clamped unedited P: ε ← (x − alpha·P)/sigma. That is all an
-executor knows about sampling. `samplers` builds rows in float64; a `Program` holds them rounded to float32.
+and where `clip` is 2, ε is first derived anew from the clamped unedited P(ε): ε ← (x − alpha·P(ε))/sigma. That is
+all an executor knows about sampling. `samplers` builds rows in float64; a `Program` holds them rounded to float32.
 """
 
 from __future__ import annotations
@@ -137,6 +137,8 @@ def _check(name: str, table: Rows) -> None:
         raise ProgramError(f"{name}: columns t and sigma: expected values of at least 0")
     if not (table["alpha"] > 0).all():
         raise ProgramError(f"{name}: column alpha has values that are not positive; P divides by it")
+    if ((table["clip"] == 2) & (table["sigma"] == 0)).any():
+        raise ProgramError(f"{name}: column clip: found 2 in a row without noise, whose ε cannot be derived anew")
     for column, largest in (("clip", 2), ("draws", 1), ("branch", max(Branch))):
         if (table[column] > largest).any():
             raise ProgramError(f"{name}: column {column} has values above {largest}")

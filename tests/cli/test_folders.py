@@ -112,6 +112,49 @@ def test_latents_that_are_refused(cli: Cli, on: list[object], photos: Path, tmp_
     assert names(tmp_path / "images") == ["a.png", "c.png"]
 
 
+@pytest.fixture
+def latents(cli: Cli, on: list[object], photos: Path, tmp_path: Path) -> Path:
+    cli("encode", photos, *on, "-o", tmp_path / "latents").check()
+    return tmp_path / "latents"
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+def test_a_latent_that_overflows(batch_size: int, cli: Cli, on: list[object], latents: Path, tmp_path: Path) -> None:
+    """It is named, and the others of its batch are decoded."""
+    path, out = latents / "b.safetensors", tmp_path / "images"
+    latent = hspace.Latent.load(path)
+    extreme = np.resize(np.float32([3.4e38, -3.4e38]), latent.x_T.shape)
+    hspace.Latent(extreme, latent.z_sem, provenance=latent.provenance).save(path)
+    result = cli("decode", latents, *on, "--batch-size", batch_size, "--json", "-o", out)
+    assert result.code == 5
+    assert result.err.startswith(f"hspace: error: 1 of 3 inputs refused: {path}: decode: the result is not finite")
+    assert [row["file"] for row in result.json["failed"]] == [str(path)]
+    assert names(out) == ["a.png", "c.png"]
+    cli("decode", path, *on, "-o", tmp_path / "x.png").error(5, "hspace: error: decode: the result is not finite")
+
+
+def test_latents_that_do_not_stack(cli: Cli, on: list[object], latents: Path, tmp_path: Path) -> None:
+    """Those with x_prev and those without are decoded all the same."""
+    latent = hspace.Latent.load(latents / "b.safetensors")
+    more = hspace.Latent(latent.x_T, latent.z_sem, latent.x_T, latent.provenance)
+    more.save(latents / "b.safetensors")
+    cli("decode", latents, *on, "-o", tmp_path / "images").check()
+    assert names(tmp_path / "images") == ["a.png", "b.png", "c.png"]
+
+
+def test_a_cancelled_call_is_no_refused_input(
+    cli: Cli, on: list[object], latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for error in (hspace.errors.Cancelled("stopped"), KeyboardInterrupt()):
+
+        def stop(*_: object, error: BaseException = error, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(hspace.Editor, "decode", stop)
+        assert cli("decode", latents, *on, "-o", tmp_path / "images").code == 130
+    assert not (tmp_path / "images").exists()
+
+
 def test_a_failing_write_is_no_refused_input(
     cli: Cli, on: list[object], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,7 +181,8 @@ def test_classify_to_a_file(cli: Cli, on: list[object], photos: Path, tmp_path: 
     result = cli("classify", photos, *on, "--batch-size", 2, "-o", scores).check()
     assert f"wrote {scores} in " in result.out
     header, rows = table(scores)
-    assert header == ["file", "smile", "beard"]
+    entries = null_diffae.bundle.manifest.attributes
+    assert header == ["file", *(f"{name}#{entries[name].sha256[:12]}" for name in ("smile", "beard"))]
     assert list(rows) == [str(photos / n) for n in ("a.png", "b.png", "c.png")]
     np.testing.assert_allclose([*rows.values()], null_diffae.classify([*map(Path, rows)]), rtol=1e-5)
 
@@ -167,17 +211,84 @@ def test_classify_goes_on(cli: Cli, on: list[object], photos: Path, tmp_path: Pa
 
 @pytest.mark.parametrize(
     "text",
-    ["", "notes\n", "file,smile\nx.png,1.0\n", "file,smile,beard\nx.png,1.0\n", "file,smile,beard\nx.png,1.0,much\n"],
-    ids=["empty", "text", "other classes", "short row", "no number"],
+    [
+        "",
+        "notes\n",
+        "file,smile\nx.png,1.0\n",
+        "file,smile,beard\nx.png,1.0,2.0\n",
+        "HEADx.png,1.0\n",
+        "HEADx.png,1.0,much\n",
+    ],
+    ids=["empty", "text", "other classes", "no fingerprints", "short row", "no number"],
 )
 def test_classify_onto_another_table(text: str, cli: Cli, on: list[object], photos: Path, tmp_path: Path) -> None:
     scores = tmp_path / "scores.csv"
+    cli("classify", photos / "a.png", *on, "-o", scores).check()
+    text = text.replace("HEAD", scores.read_text().splitlines(keepends=True)[0])
     scores.write_text(text)
     result = cli("classify", photos, *on, "-o", scores)
-    result.error(7, "scores.csv: exists, and is not a table of these classes (--force begins it anew)")
+    result.error(7, "scores.csv: exists, and is not a table of these classifiers (--force begins it anew)")
     assert scores.read_text() == text
     cli("classify", photos, *on, "--force", "-o", scores).check()
     assert len(table(scores)[1]) == 3
+
+
+def test_classify_by_another_classifier(cli: Cli, null_folder: Path, photos: Path, tmp_path: Path) -> None:
+    """One that was fitted anew, or took another's name, does not add to the old one's scores."""
+    arguments = ["classify", photos, "-b", null_folder, "--engine", "null", "-o", tmp_path / "x.csv"]
+    cli(*arguments).check()
+    for old, new in (("smile", "x"), ("beard", "smile"), ("x", "beard")):
+        cli("attribute", "rename", null_folder, old, new).check()
+    cli(*arguments).error(7, "x.csv: exists, and is not a table of these classifiers")
+    cli(*arguments, "--force").check()
+
+
+def test_classify_by_other_paths(
+    cli: Cli, on: list[object], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file is the same by its relative and its absolute path; the table has the one that was given first."""
+    monkeypatch.chdir(tmp_path)
+    cli("classify", "photos/a.png", *on, "-o", "x.csv").check()
+    found = cli("classify", photos, *on, "--json", "-o", "x.csv").check().json
+    assert found["kept"] == [str(photos / "a.png")]
+    assert list(table(tmp_path / "x.csv")[1]) == ["photos/a.png", *(str(photos / n) for n in ("b.png", "c.png"))]
+
+
+def test_classify_writes_now_and_then(
+    cli: Cli, on: list[object], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for every image; and at the end, also of a call that is interrupted."""
+    written, whole = [], hspace.cli.images.write_atomically
+    monkeypatch.setattr("hspace.cli.images.write_atomically", lambda *a: (written.append(a), whole(*a)))
+    arguments = ["classify", photos, *on, "--batch-size", 1, "-o", tmp_path / "x.csv"]
+    cli(*arguments).check()
+    assert len(written) == 1
+    monkeypatch.setattr("hspace.cli.images._Scores._SECONDS", 0)
+    cli(*arguments, "--force").check()
+    assert len(written) == 4
+    monkeypatch.setattr("hspace.cli.images._Scores._SECONDS", 5)
+    classify = hspace.Editor.classify
+
+    def interrupted(self: hspace.Editor, images: np.ndarray) -> np.ndarray:
+        if len(written) > 4:
+            raise KeyboardInterrupt
+        written.append(())
+        return classify(self, images)
+
+    monkeypatch.setattr(hspace.Editor, "classify", interrupted)
+    assert cli(*arguments, "--force").code == 130
+    assert list(table(tmp_path / "x.csv")[1]) == [str(photos / "a.png")]
+
+
+def test_classify_lists_refused_images(cli: Cli, on: list[object], mixed: Path) -> None:
+    """Below the table, as commands that write files do."""
+    result = cli("classify", mixed, *on)
+    check_refused(result, mixed, 9)
+    lines = result.out.splitlines()
+    assert len(lines) == 1 + 3 + len(BAD)
+    for line, (name, said) in zip(lines[4:], BAD.items(), strict=True):
+        shown = name.replace("\n", "\\n")
+        assert line.startswith(f"refused {mixed}/{shown}: {said}")
 
 
 def test_classify_output_refusals(cli: Cli, on: list[object], photos: Path, tmp_path: Path) -> None:
@@ -232,3 +343,16 @@ def test_a_bar_on_a_terminal(
     result = cli(command, *COMMANDS[command], *on, "--json")
     assert result.code == 0 and command in result.err and "100%" in result.err
     assert isinstance(result.json, dict)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+def test_what_the_bar_counts(
+    batch_size: int, cli: Cli, on: list[object], mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outputs written, outputs kept and inputs refused: at the end, all."""
+    (tmp_path / "edited").mkdir()
+    (tmp_path / "edited" / "a.png").write_bytes(b"")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    result = cli("edit", mixed, *on, "--batch-size", batch_size, "-o", tmp_path / "edited")
+    last = [line for line in result.err.split("\r") if "images/s" in line][-1]
+    assert "9 of 9, " in last and "100%" in last

@@ -214,6 +214,22 @@ def test_output_that_cannot_be(cli: Cli, on: list[object], photos: Path, tmp_pat
     assert names(tmp_path) == ["photos"]
 
 
+@pytest.mark.parametrize("name", ["x.apng", "x.gif", "x.mp4", "x.v2"])
+def test_suffixes_that_a_command_does_not_write(
+    name: str, cli: Cli, on: list[object], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No folder is made by such a name; one that is there may have it."""
+    monkeypatch.chdir(photos)
+    for command in ("edit a.png", "edit .", "encode .", "sweep a.png --over smile=0:1:2", "sample 2", "vary a.png"):
+        kinds = "expected one of .safetensors, or" if command.startswith("encode") else "expected one of .png, .jpg"
+        result = cli(*command.split(), *on, "-o", tmp_path / name)
+        result.error(2, f"{name}: found the suffix '{Path(name).suffix}', {kinds}", "or a folder")
+    assert names(tmp_path) == ["photos"]
+    (tmp_path / name).mkdir()
+    cli("edit", ".", *on, "-o", tmp_path / name).check()
+    assert names(tmp_path / name) == ["a.png", "b.png", "c.png"]
+
+
 def test_one_bad_picture_among_good(cli: Cli, on: list[object], photos: Path, tmp_path: Path) -> None:
     (photos / "b.png").write_bytes(b"")
     result = cli("edit", photos, *on, "--json", "-o", tmp_path / "edited")

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import hspace
+import hspace.cli
 import pytest
+from hspace.bundle import Bundle
 from hspace.cli import _COMMANDS
 
-from ..conftest import GOLDEN
+from ..conftest import BUNDLES, GOLDEN
 from ..hostile.helpers import png
 from .conftest import Cli, pixels
 
@@ -68,6 +72,45 @@ def test_nothing(cli: Cli) -> None:
 def test_unknown_command(cli: Cli) -> None:
     cli("edti").error(2, "No such command 'edti'")
     cli("--colour").error(2, "No such option", "--colour")
+
+
+def examples(command: click.Command) -> list[list[str]]:
+    """The examples of a command's help, and of those below it, as arguments of `hspace`."""
+    text = (command.help or "").partition("Examples:")[2].replace("\\\n", " ")
+    found = [shlex.split(line)[1:] for line in text.splitlines() if line.strip()]
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        below = [command.get_command(context, name) for name in command.list_commands(context)]
+        found += [example for c in below if c is not None for example in examples(c)]
+    return found
+
+
+def test_examples_parse_and_name_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Options are known, and the shipped bundle has the attributes and the presets that are asked of it."""
+    for extra in ("torch", "sklearn", "skimage", "matplotlib"):
+        pytest.importorskip(extra, reason="the help of every command needs the extras `export` and `fit`")
+    monkeypatch.delenv("HSPACE_BUNDLE", raising=False)
+    manifest, checked = Bundle(BUNDLES / "avatars32").manifest, 0
+    every = examples(hspace.cli.hspace)
+    assert len(every) > len(_COMMANDS)
+    for example in every:
+        command: click.Command = hspace.cli.hspace
+        rest = [*example]
+        while isinstance(command, click.Group):
+            below = command.get_command(click.Context(command), rest.pop(0))
+            assert below is not None, example
+            command = below
+        given = command.make_context(" ".join(example), rest).params  # raises where an option is unknown
+        if str(given.get("bundle")) != "bundles/avatars32":
+            continue
+        named = [name for option in ("strengths", "ranges", "accept") for name, _ in given.get(option) or ()]
+        new = example[:2] == ["attribute", "fit"]
+        named += [given["name"]] if example[0] == "attribute" and "name" in given else []
+        assert [name for name in named if name not in manifest.attributes] == [], example
+        assert not new or not set(given["names"]) & set(manifest.attributes), example
+        assert (given.get("preset") or manifest.default_preset) in manifest.presets, example
+        checked += bool(named)
+    assert checked >= 8
 
 
 # --- the process --------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from hspace import Latent
+from hspace.cli.pictures import Range, _distinct
 from hspace.image import to_uint8
 from hspace.recorders import Timeline
 from hspace.sheet import Sheet, grid
@@ -94,10 +95,38 @@ def test_sweep_refusals(cli: Cli, on: list[object], photos: Path, tmp_path: Path
     both.error(2, "--set: names an attribute that --over has")
     cli("sweep", photos / "z.png", *on, *over, *out).error(4, "z.png: no such file")
     cli("sweep", photos, *on, *over, "--force", "-o", photos / "a.png").error(7, "the output is an input")
-    assert (names(tmp_path), encodes) == (["photos"], [])
     (photos / "b.png").write_bytes(b"")
     cli("sweep", photos, *on, *over, *out).error(4, "b.png: expected an image")
-    assert names(tmp_path) == ["photos"]
+    cli("interpolate", photos / "a.png", photos / "b.png", *on, *out).error(4, "b.png: expected an image")
+    assert (names(tmp_path), encodes) == (["photos"], [])
+
+
+def test_sweep_encodes_together(cli: Cli, on: list[object], photos: Path, tmp_path: Path, encodes: list[object]):
+    """Images in one call; a latent among them, by a name in capitals, keeps its place."""
+    cli("encode", photos / "b.png", *on, "-o", tmp_path / "b.safetensors").check()
+    (tmp_path / "b.safetensors").rename(tmp_path / "B.SAFETENSORS")
+    encodes.clear()
+    files = [photos / "a.png", tmp_path / "B.SAFETENSORS", photos / "c.png"]
+    cli("sweep", *files, *on, "--over", "smile=0:0:1", "-o", tmp_path / "mixed").check()
+    assert [len(images) for images in encodes] == [2]
+    cli("sweep", photos, *on, "--over", "smile=0:0:1", "-o", tmp_path / "images").check()
+    for name in ("0000.png", "0001.png", "0002.png"):
+        found, expected = (pixels(tmp_path / folder / name).astype(int) for folder in ("mixed", "images"))
+        assert np.abs(found - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("over", "labels"),
+    [
+        ("1:1.001:3", ["+1", "+1.0005", "+1.001"]),
+        ("-1:1:3", ["-1", "+0", "+1"]),
+        ("2:2:2", ["+2", "+2"]),
+    ],
+)
+def test_labels_of_a_sweep(over: str, labels: list[str]) -> None:
+    """Different strengths have different labels, none of them longer than that takes."""
+    _, values = Range().convert(f"smile={over}", None, None)
+    assert _distinct(values) == labels
 
 
 @pytest.fixture
@@ -165,7 +194,9 @@ def test_timeline_as_a_folder(cli: Cli, on: list[object], photos: Path, tmp_path
 
 def test_timeline_refusals(cli: Cli, on: list[object], photos: Path, tmp_path: Path, encodes: list[object]) -> None:
     out = ["-o", tmp_path / "x.png"]
-    cli("timeline", photos / "a.png", *on, "--frames", 0, *out).error(2, "frames: found 0, expected a whole number")
+    for frames in (0, 1):
+        result = cli("timeline", photos / "a.png", *on, "--frames", frames, *out)
+        result.error(2, f"frames: found {frames}, expected a whole number from 2")
     cli("timeline", photos / "a.png", *on, "--frames", 5, *out).error(2, "frames: found 5, expected", "from 1 to 4")
     cli("timeline", photos, *on, *out).error(2, "photos: found 3 files, expected one")
     cli("timeline", photos / "z.png", *on, *out).error(4, "z.png: no such file")
@@ -241,7 +272,7 @@ def test_inject_refusals(cli: Cli, on: list[object], photos: Path, tmp_path: Pat
     cli("inject", photos / "a.png", photos / "notes.txt", *on, *out).error(4, "notes.txt: expected an image")
     cli("inject", photos / "a.png", photos, *on, *out).error(2, "photos: found 3 files, expected one")
     cli("inject", *two, *on, "--force", "-o", photos / "b.png").error(7, "the output is an input")
-    assert names(tmp_path) == ["mask.png", "photos"]
+    assert (names(tmp_path), encodes) == (["mask.png", "photos"], [])
 
 
 # --- sample --accept ----------------------------------------------------------------------------------
@@ -263,7 +294,7 @@ ACCEPTS = {
     "no number": (["smile=much"], "found 'smile=much', expected NAME=NUMBER"),
     "NaN": (["smile=nan"], "accept: smile: found logit nan, expected a number"),
     "unknown": (["smiel=1"], "accept: the bundle has no attribute 'smiel'; did you mean smile?"),
-    "no classifier": (["block=1"], "accept: the bundle has no attribute 'block'; it has smile, beard"),
+    "no classifier": (["block=1"], "accept: block is no z_direction, expected one: smile, beard"),
     "twice": (["smile=0", "smile=1"], "--accept: an attribute is named twice"),
     "never": (["smile=1e30"], "accept: kept 0 of 1000 draws, expected 1; lower logits accept more"),
 }

@@ -854,6 +854,120 @@ CASES.append(
     )
 )
 
+# --- attributes and thresholds from files -------------------------------------------------------------
+
+
+def copies(*names: str) -> Maker:
+    """Makes sound pictures of those names."""
+
+    def make(folder: Path) -> None:
+        for name in names:
+            (folder / name).write_bytes(FACE)
+
+    return make
+
+
+def made(name: str, wrong: str, make: Maker, command: str, code: int, *says: str, **rest: Any) -> None:
+    """What a command that changes a bundle is to make something of."""
+    CASES.append(Case(name, wrong, make, command.strip(), code, says, **rest))
+
+
+def labels(name: str, wrong: str, make: Maker, *says: str, file: str = "{case}/labels.csv", **rest: Any) -> None:
+    command = f"attribute fit {{bundle}} new --engine null --images {{case}} --labels {file}"
+    made(f"labels-{name}", wrong, make, command, 2, *says, **rest)
+
+
+def table_of(*rows: str) -> Maker:
+    """Makes a picture, and a CSV file of these rows below a header."""
+
+    def make(folder: Path) -> None:
+        (folder / "face.png").write_bytes(FACE)
+        (folder / "labels.csv").write_bytes("\n".join(["file,new", *rows, ""]).encode())
+
+    return make
+
+
+def tensor_value(name: str, *shape: int) -> bytes:
+    """A float32 input or output of an ONNX graph."""
+    dimensions = b"".join(field(1, field(1, n)) for n in shape)
+    return field(1, name) + field(2, field(1, field(1, 1) + field(2, dimensions)))
+
+
+def added(name: str, wrong: str, make: Maker, code: int, *says: str, options: str = "", **rest: Any) -> None:
+    file = rest.pop("file", "new.safetensors")
+    made(f"add-{name}", wrong, make, f"attribute add {{bundle}} new {{case}}/{file} {options}", code, *says, **rest)
+
+
+IDENTITY = field(1, field(1, "x") + field(2, "distance") + field(4, "Identity"))
+IDENTITY += field(11, tensor_value("x", 1)) + field(12, tensor_value("distance", 1))
+NO_CSV = "labels.csv: expected a CSV file in UTF-8, with a header"
+FIT = "attribute fit {bundle} new --engine null --positive {case} --negative {case}"
+AVERAGE = "attribute average {bundle} new block {case} --engine null"
+COMPONENTS = "attribute pca {bundle} new --count 1 --engine null"
+CALIBRATE = "calibrate {bundle} {face} --engine null --steps 2 -o {out}/curves"
+LPIPS = CALIBRATE + " --lpips {case}/lpips.onnx"
+# fmt: off
+labels("device", "a device that never ends", nothing, "/dev/zero: not a file", file="/dev/zero", kept=False)
+labels("pipe", "a pipe", lambda f: os.mkfifo(f / "labels.csv"), "labels.csv: not a file", kept=False)
+labels("folder", "a folder", nothing, ": not a file", file="{case}", kept=False)
+labels("missing", "there is no such file", nothing, "labels.csv: no such file", kept=False)
+labels("huge", "more than 16 MiB, all holes", lambda f: (table_of()(f), holes("labels.csv", 2**24 + 1)(f)),
+    "found 16777217 bytes, expected at most 16777216", kept=False)
+labels("empty", "no bytes", write("labels.csv", b""), NO_CSV)
+labels("not-utf-8", "a byte that is not UTF-8", write("labels.csv", b"file,new\n\xff.png,1\n"), NO_CSV)
+labels("utf-16", "UTF-16", write("labels.csv", b"\xff\xfe" + "file,new\n".encode("utf-16-le")), NO_CSV)
+labels("long", "a value of 200,000 letters", table_of("x" * 200_000 + ",1"), NO_CSV, kept=False)
+labels("zero", "a byte of zero", table_of("\0"), "row 2: found 1 values, expected 2")
+labels("one-kind", "no image without the attribute", table_of("face.png,1"),
+    "new: found 1 images with the attribute and 0 without")
+labels("unlabelled", "no image with a label", table_of("face.png,"),
+    "new: found 0 images with the attribute and 0 without")
+labels("elsewhere", "no image of the folder", table_of("../face.png,1"), "none of its 1 files is in")
+labels("escape", "a name, twice, that would steer a terminal", table_of("\x1b[2J,1", "\x1b[2J,0"),
+    "row 3: '\\x1b[2J' is in an earlier row")
+made("fit-picture", "a picture among the examples is a text",
+    lambda f: (copies("a.png", "b.png")(f), write("c.png", b"hello\n")(f)), FIT, 4, "c.png: " + NO_IMAGE)
+made("fit-pipe", "a pipe among the examples",
+    lambda f: (copies("a.png", "b.png")(f), os.mkfifo(f / "c.png")), FIT, 4, "c.png: not a file", kept=False)
+made("fit-one", "too few examples", copies("a.png"), FIT, 2, "new: found 1 images with the attribute and 1 without")
+added("text", "a text", write("new.safetensors", b"hello\n"), 3, "new.safetensors: " + NO_TENSORS)
+added("pickle", "a pickle that would run a command", write("new.safetensors", PICKLED), 3, NO_TENSORS)
+added("code", "a PyTorch file whose pickle runs a command",
+    write("new_ngen40.pth", archive(data__pkl=PICKLED, version=b"3\n")), 6, "new_ngen40.pth: ", CODE,
+    file="new_ngen40.pth")
+added("nan", "a weight of NaN", write("new.safetensors", tensors(**{**DIRECTION, "weight": nan(floats(D))})), 3,
+    "new: weight: has values that are not finite")
+added("shape", "a direction for a longer z_sem",
+    write("new.safetensors", tensors(**{**DIRECTION, "weight": floats(7)})), 3,
+    "weight: found float32 [7], expected float32 [6]")
+added("latent", "a latent", write("new.safetensors", tensors(FORMAT, **LATENT)), 3, "expected an attribute")
+added("pipe", "a pipe", lambda f: os.mkfifo(f / "new.safetensors"), 3, "new.safetensors: not a file", kept=False)
+added("branch", "a direction that is to have a branch", write("new.safetensors", tensors(**DIRECTION)), 2,
+    "--branch: a z_direction has but one", options="--branch symmetric", kept=False)
+made("average-picture", "a picture is a text", write("face.png", b"hello\n"), AVERAGE, 4, "face.png: " + NO_IMAGE)
+made("average-unknown", "a block that is not there", copies("face.png"), AVERAGE.replace("block", "blcok"), 2,
+    "BLOCK: the bundle has no attribute 'blcok'; did you mean block?", kept=False)
+made("average-kind", "a direction, which is no block", copies("face.png"), AVERAGE.replace("block", "smile"), 2,
+    "smile: expected a delta_block of the bundle, one of: block", kept=False)
+made("pca-picture", "a picture is cut in its pixels",
+    lambda f: (copies("a.png", "b.png")(f), write("c.png", FACE[:-60])(f)), COMPONENTS + " --images {case}", 4,
+    "c.png: " + NO_IMAGE)
+made("pca-count", "10^9 components", nothing, COMPONENTS.replace("--count 1", f"--count {10**9}"), 2,
+    "--count: found 1000000000, expected", kept=False)
+made("pca-bundle", "pictures among the bundle's files", nothing, COMPONENTS + " -o {bundle}/new", 7,
+    "the output is inside a bundle", kept=False)
+made("calibrate-picture", "a picture is a text", write("face.png", b"hello\n"), CALIBRATE.replace("{face}", "{case}"),
+    4, "face.png: " + NO_IMAGE)
+made("calibrate-lpips-garbage", "an LPIPS that is a text", write("lpips.onnx", b"this is no graph\n"), LPIPS, 3,
+    "lpips.onnx: " + NO_GRAPH)
+made("calibrate-lpips-external", "an LPIPS with data outside the file",
+    write("lpips.onnx", model(field(5, field(14, 1) + location))), LPIPS, 3, "lpips.onnx: " + OUTSIDE)
+made("calibrate-lpips-other", "a graph that is no LPIPS", write("lpips.onnx", model(IDENTITY)), LPIPS, 5,
+    "lpips.onnx: found inputs x tensor(float) [1] and outputs distance, expected a and b")
+made("calibrate-lpips-pipe", "a pipe", lambda f: os.mkfifo(f / "lpips.onnx"), LPIPS, 5, "lpips.onnx: not a file",
+    kept=False)
+# fmt: on
+
 # --- arguments ----------------------------------------------------------------------------------------
 
 
@@ -923,16 +1037,6 @@ def output(name: str, wrong: str, target: str, *says: str, make: Maker = nothing
     CASES.append(Case(f"output-{name}", wrong, make, f"{command} {target}", code, says, kept=False, **rest))
 
 
-def copies(*names: str) -> Maker:
-    """Makes sound pictures of those names."""
-
-    def make(folder: Path) -> None:
-        for name in names:
-            (folder / name).write_bytes(FACE)
-
-    return make
-
-
 def linked(kind: Callable[[Path, Path], object]) -> Maker:
     """Makes a picture, and another name for it."""
     return lambda folder: (copies("face.png")(folder), kind(folder / "face.png", folder / "link.png"))
@@ -981,6 +1085,7 @@ output("long-name", "a name longer than any file system takes", "{out}/" + "x" *
     "xxx.png: cannot be written: File name too long")
 output("suffix-read-only", "a format that is read but not written", "{out}/x.gif",
     "found the suffix '.gif', expected one of .png", code=2)
+output("suffix-unknown", "a film", "{out}/x.mp4", "x.mp4: found the suffix '.mp4', expected one of .png", code=2)
 output("suffix-latent", "a latent's suffix for an image", "{out}/x.safetensors",
     "found the suffix '.safetensors', expected one of .png", code=2)
 output("suffix-image", "an image's suffix for a latent", "{out}/x.png",

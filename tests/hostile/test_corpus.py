@@ -136,8 +136,11 @@ def run(case: Case, capture: pytest.CaptureFixture[str]) -> Result:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_case(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    if case.command.startswith("export"):
+    if case.command.startswith("export") or ".pth" in case.command:
         pytest.importorskip("torch", reason="exports need the extra `export`")
+    if case.command.startswith(("calibrate", "attribute fit", "attribute average", "attribute pca")):
+        for package in ("sklearn", "skimage", "matplotlib"):
+            pytest.importorskip(package, reason="fits need the extra `fit`")
     monkeypatch.delenv("HSPACE_BUNDLE", raising=False)
     monkeypatch.setattr("sys.argv", ["hspace", *prepare(case, tmp_path)])
     monkeypatch.chdir(tmp_path / "here")

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import hspace
+import msgspec
 import numpy as np
 import PIL.Image
 import pytest
@@ -14,6 +15,8 @@ pytest.importorskip("skimage", reason="calibration needs the extra `fit`")
 pytest.importorskip("onnx", reason="graphs are made with the extra `export`")
 
 import onnx
+from hspace.amend import set_preset
+from hspace.bundle import Bundle
 from hspace.errors import BundleError, Cancelled, EngineError, HspaceError
 from hspace.image import load_images
 from hspace_export.calibrate import Curves, Lpips, Structural, measure, plot
@@ -77,6 +80,21 @@ def test_measure(null_editor: hspace.Editor, batch_size: int, tmp_path: Path) ->
     assert curves.to_x[0][0] == 0  # an inversion starts at the image itself
     assert len(steps) == len(seen) * -(-5 // batch_size)
     json.dumps(curves.json(), allow_nan=False)
+
+
+def test_measure_files_a_state_under_its_own_level(null_folder: Path, tmp_path: Path) -> None:
+    """diffusers' inversions tell the network where a step ends; the state is still at the level where it starts."""
+    bundle, files = Bundle(null_folder), pictures(tmp_path / "a", 2)
+    preset = msgspec.structs.replace(bundle.preset()[1], spacing="leading", clip=False)
+    set_preset(bundle, "leading", preset)
+    editor, seen = hspace.open(null_folder, engine="null"), []
+    x = load_images(files, 8)
+    editor.encode(x, preset="leading", steps=4, on_step=lambda s: seen.append((int(s.t[0]), s.x.copy())))
+    assert [t for t, _ in seen] == [0, 250, 500, 750] and np.array_equal(seen[0][1], x)
+    curves = measure(editor, files, Squared(), preset="leading", steps=4)
+    assert curves.timesteps.tolist() == [0, 250, 500]  # the image itself, where the first step starts, is left out
+    for k, (_, x_t) in enumerate(seen[1:]):
+        assert np.isclose(curves.to_x[0][k], Squared()(x_t, x).mean())
 
 
 def test_measure_can_be_cancelled(null_asyrp: hspace.Editor, tmp_path: Path) -> None:

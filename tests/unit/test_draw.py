@@ -93,7 +93,7 @@ def test_nothing_is_accepted(null_diffae: hspace.Editor) -> None:
     ("accept", "message"),
     [
         ({"smiel": 0.0}, "accept: the bundle has no attribute 'smiel'; did you mean smile"),
-        ({"block": 0.0}, "accept: the bundle has no attribute 'block'"),  # that could classify
+        ({"block": 0.0}, "accept: block is no z_direction, expected one: smile, beard"),  # that could classify
         ({"smile": float("nan")}, "accept: smile: found logit nan"),
         ({"smile": float("inf")}, "accept: smile: found logit inf"),
         ({"smile": None}, "accept: smile: found logit None"),

@@ -103,7 +103,7 @@ def test_few_shot() -> None:
     z = np.concatenate([rng.standard_normal((10, 16)) + direction, unlabelled]).astype(np.float32)
     labels = np.arange(410) < 10
     found = fit.fit_direction(z, labels, None, few_shot=True)
-    assert found.report == {"fitted_to": "10 images with, 400 unlabelled"}  # too few to hold any out
+    assert found.report["fitted_to"] == "10 images with, 400 unlabelled"  # too few to hold any out
     assert np.argmax(found.arrays["weight"]) == 5
     truth = rng.random(500) < 0.5
     fresh = (rng.standard_normal((500, 16)) + truth[:, None] * direction).astype(np.float32)
@@ -140,18 +140,15 @@ def avatars() -> tuple[hspace.Editor, np.ndarray, dict[str, np.ndarray]]:
     return editor, editor.encode_z(data["images"]), labels
 
 
-@pytest.mark.parametrize(
-    ("name", "own"), [("Dark_Skin", 0.99), ("Blond_Hair", 0.99), ("Long_Hair", 0.9), ("Wink", 0.88)]
-)
-def test_real_attributes(name: str, own: float, avatars) -> None:
-    """At least as good as the classifier that the bundle came with, on images held out of this fit."""
+@pytest.mark.parametrize("name", ["Dark_Skin", "Blond_Hair", "Long_Hair", "Wink"])
+def test_real_attributes(name: str, avatars) -> None:
+    """An AUC of 0.9 on images held out of the fit, where the official classifier has that (bundles/README.md)."""
     editor, z, labels = avatars
     found = fit.fit_direction(z, labels[name], editor.z_statistics)
     assert found.report["auc"] >= 0.9 and found.report["held_out"] == 120
     assert found.report["accuracy"] >= found.report["chance"]
-    existing = editor.attributes[name]
-    assert roc_auc_score(labels[name], existing.logit(z)) >= own
-    assert cosine(found.arrays["weight"], existing.weight) > 0.2  # 0 ± 0.09 by chance in 128 dimensions
+    shipped = editor.attributes[name]  # made from more images, these among them, or the official classifier's own
+    assert cosine(found.arrays["weight"], shipped.weight) > 0.2  # 0 ± 0.09 by chance in 128 dimensions
 
 
 # --- delta_h ----------------------------------------------------------------------------------------------
@@ -178,13 +175,13 @@ def test_delta_h_is_the_difference_of_means(null_editor: hspace.Editor, batch_si
     expected = a.table.mean(axis=0, dtype=np.float64) - b.table.mean(axis=0, dtype=np.float64)
     assert relative_error(found.arrays["delta_h"], expected) < 1e-6 and found.arrays["delta_h"].dtype == np.float32
     assert (found.kind, found.branch, found.n_train) == ("delta_h", "asymmetric", None)
-    assert found.report == {"fitted_to": "4 images with, 7 without"}
+    assert found.report["fitted_to"] == "4 images with, 7 without"
 
 
 def test_only_pairs_count_where_there_are_any(null_asyrp: hspace.Editor, tmp_path: Path) -> None:
     with_it, without = pictures(tmp_path / "a", 5, 60), pictures(tmp_path / "b", 5, first=2)
     found = fit.fit_delta_h(fit.Inversions(null_asyrp), with_it, without)
-    assert found.report == {"fitted_to": "3 pairs"} and found.branch == "symmetric"
+    assert found.report["fitted_to"] == "3 pairs, 4 others left out" and found.branch == "symmetric"
     a, b = tables(null_asyrp, with_it[2:]), tables(null_asyrp, without[:3])
     assert relative_error(found.arrays["delta_h"], (a.table - b.table).mean(axis=0)) < 1e-5
 

@@ -119,7 +119,7 @@ def remove(bundle: Path, name: str, as_json: bool) -> None:
 
     \b
     Examples:
-      hspace attribute remove bundles/avatars32 Dress
+      hspace attribute remove bundles/avatars32 Wink
     """
     remove_attribute(Bundle(bundle), name)
     common.emit(as_json, {"removed": name}, f"removed {name} from {bundle}")

@@ -120,12 +120,17 @@ def expand(
                 raise error(f"{text}: matches no file")
             found += matched
         else:
-            check_file(path, LatentError if path.suffix == LATENT_SUFFIX else error)
+            check_file(path, LatentError if is_latent(path) else error)
             found.append(path)
     return found
 
 
 LATENT_SUFFIX = ".safetensors"
+
+
+def is_latent(path: Path) -> bool:
+    """Whether an input is a latent, by its name; else it is an image."""
+    return path.suffix.lower() == LATENT_SUFFIX
 
 
 @contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -158,61 +160,78 @@ def classify(
             raise ArgumentError(f"{output}: expected a file's name that ends in .csv")
         begun = bool(outputs.existing([output], files)) and not force
     editor = common.open_editor(options)
-    scores = _Scores(output, editor.classes, begun)
-    jobs = [outputs.Job(n, f, f) for n, f in enumerate(files) if str(f) not in scores.rows]
-    kept = [f for f in files if str(f) in scores.rows]
+    scores = _Scores(output, editor, begun)
+    kept = [f for f in files if f in scores]
+    jobs = [outputs.Job(n, f, f) for n, f in enumerate(files) if f not in scores]
 
     def make(jobs: Sequence[outputs.Job], images: list[Float32], on_step: OnStep) -> Float32:
-        logits = editor.classify(np.stack(images))
-        scores.add([j.source for j in jobs], logits)
-        return logits
+        return editor.classify(np.stack(images))
 
     load = _loader(editor, resize)
-    report = outputs.run_jobs("classify", editor.batch_size, (jobs, kept), load, make, lambda path, logits: None)
+    try:
+        report = outputs.run_jobs("classify", editor.batch_size, (jobs, kept), load, make, scores.add)
+    finally:
+        scores.flush()
     if output is not None:
         report.written = [output] if report.written else []
         outputs.wrote(as_json, report, editor)
         return
-    rows = scores.rows
+    failed, refusals = report.refused()
+    rows = list(scores.rows.values())
     found = {
         "classes": editor.classes,
-        "images": [{"file": f, "logits": logits} for f, logits in rows.items()],
-        "failed": [{"file": str(p), "error": str(e)} for p, e in report.failed],
+        "images": [{"file": f, "logits": logits} for f, logits in rows],
+        "failed": failed,
     }
-    lines = [[f, *(f"{s:.2f}" for s in logits)] for f, logits in rows.items()]
-    common.emit(as_json, found, common.table(["file", *editor.classes], lines))
+    lines = [[f, *(f"{s:.2f}" for s in logits)] for f, logits in rows]
+    common.emit(as_json, found, common.table(["file", *editor.classes], lines) + refusals)
     report.finish()
 
 
 class _Scores:
-    """Logits by file, and in a CSV file where one is given, which is replaced whole after every batch.
+    """Logits by file, and in a CSV file where one is given, which is replaced whole now and then.
 
-    begun: whether the CSV file is there, with rows of an earlier call.
+    begun: whether the CSV file is there, with rows of an earlier call. rows: absolute path → the path as it was given,
+    and the logits. The CSV's columns are named NAME#FINGERPRINT, so that a classifier that was fitted anew is another.
     """
 
-    def __init__(self, path: Path | None, classes: list[str], begun: bool) -> None:
-        self.rows: dict[str, list[float]] = {}
-        self._path, self._header = path, ["file", *classes]
+    _SECONDS = 5  # between two writes: each is of the whole file
+
+    def __init__(self, path: Path | None, editor: Editor, begun: bool) -> None:
+        entries = editor.bundle.manifest.attributes
+        self.rows: dict[str, tuple[str, list[float]]] = {}
+        self._path, self._header = path, ["file", *(f"{name}#{entries[name].sha256[:12]}" for name in editor.classes)]
+        self._written, self._changed = time.monotonic(), False
         if path is None or not begun:
             return
         text = read_file(path, OutputError).decode("utf-8", "surrogateescape")
         try:
             header, *rows = csv.reader(io.StringIO(text))
-            self.rows = {file: [float(x) for x in logits] for file, *logits in rows}
+            self.rows = {os.path.abspath(file): (file, [float(x) for x in logits]) for file, *logits in rows}
         except (ValueError, csv.Error):
             header = []
-        if header != self._header or any(len(r) != len(classes) for r in self.rows.values()):
-            raise OutputError(f"{path}: exists, and is not a table of these classes (--force begins it anew)")
+        if header != self._header or any(len(logits) != len(editor.classes) for _, logits in self.rows.values()):
+            raise OutputError(f"{path}: exists, and is not a table of these classifiers (--force begins it anew)")
 
-    def add(self, files: Sequence[Path], logits: Float32) -> None:
-        for file, row in zip(files, logits, strict=True):
-            self.rows[str(file)] = [float(x) for x in row]
-        if self._path is not None:
-            text = io.StringIO()
-            csv.writer(text, lineterminator="\n").writerows(
-                [self._header, *([file, *map(repr, row)] for file, row in self.rows.items())]
-            )
-            write_atomically(self._path, text.getvalue().encode("utf-8", "surrogateescape"))
+    def __contains__(self, file: Path) -> bool:
+        return os.path.abspath(file) in self.rows
+
+    def add(self, file: Path, logits: Float32) -> None:
+        self.rows[os.path.abspath(file)] = str(file), [float(x) for x in logits]
+        self._changed = True
+        if time.monotonic() - self._written >= self._SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what the CSV file does not have yet."""
+        if self._path is None or not self._changed:
+            return
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(
+            [self._header, *([file, *map(repr, logits)] for file, logits in self.rows.values())]
+        )
+        write_atomically(self._path, text.getvalue().encode("utf-8", "surrogateescape"))
+        self._written, self._changed = time.monotonic(), False
 
 
 def _loader(editor: Editor, resize: bool) -> Callable[[Path], Float32]:

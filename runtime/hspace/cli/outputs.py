@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..checks import check_whole
 from ..editor import Editor
-from ..errors import ArgumentError, HspaceError, ImageError, LatentError, OutputError
+from ..errors import ArgumentError, EngineError, HspaceError, ImageError, LatentError, OutputError
 from ..files import check_output
 from ..image import SUFFIXES, WRITABLE, save_image
 from ..manifest import MANIFEST
@@ -36,8 +36,11 @@ class Job:
     target: Path
 
 
-def is_file_name(output: Path, suffixes: Iterable[str]) -> bool:
-    """Whether `output` names a file of those kinds; else it is a folder. Another known suffix is an error."""
+def is_file_name(output: Path, suffixes: Collection[str]) -> bool:
+    """Whether `output` names a file of those kinds; else it is a folder.
+
+    Any other suffix is an error, known or not, unless a folder has it already.
+    """
     suffix = output.suffix.lower()
     if os.path.isdir(output):
         return False
@@ -45,12 +48,11 @@ def is_file_name(output: Path, suffixes: Iterable[str]) -> bool:
         if not os.path.isdir(output.parent):
             raise OutputError(f"{output}: there is no folder {output.parent}")
         return True
-    if suffix in (*SUFFIXES, LATENT_SUFFIX):
-        raise ArgumentError(
-            f"{output}: found the suffix {suffix!r}, expected one of {', '.join(suffixes)}, or a folder"
-        )
-    if os.path.lexists(output):
+    if os.path.lexists(output) and suffix not in (*SUFFIXES, LATENT_SUFFIX):
         raise OutputError(f"{output}: a file, expected a folder")
+    if suffix:
+        kinds = f"one of {', '.join(suffixes)}, or " if suffixes else ""
+        raise ArgumentError(f"{output}: found the suffix {suffix!r}, expected {kinds}a folder (a new one without any)")
     return False
 
 
@@ -189,7 +191,19 @@ class Report:
 
     def __str__(self) -> str:
         seconds = max(time.perf_counter() - self.start, 1e-9)
-        return f"{len(self.written)} of {self.total}, {len(self.written) / seconds:.3g} images/s"
+        done = len(self.written) + len(self.kept) + len(self.failed)
+        return f"{done} of {self.total}, {len(self.written) / seconds:.3g} images/s"
+
+    def refuse(self, job: Job, error: HspaceError) -> None:
+        """Notes that an input was refused; where it is the only one, its error is the command's."""
+        if self.total == 1:
+            raise error
+        self.failed.append((job.source, error))
+
+    def refused(self) -> tuple[list[dict[str, str]], str]:
+        """Every refused input: for machines, and for people, a line each."""
+        rows = [{"file": str(p), "error": str(e)} for p, e in self.failed]
+        return rows, "".join(f"\nrefused {printable(row['error'])}" for row in rows)
 
     def finish(self) -> None:
         """Raises the one error that stands for all refused inputs, if there were any."""
@@ -207,9 +221,10 @@ def run_jobs(
     make: Callable[[Sequence[Job], list[Any], OnStep], Iterable[Any]],
     write: Callable[[Path, Any], None],
 ) -> Report:
-    """Loads, makes and writes, a batch at a time. An input that cannot be loaded is reported and stops nothing else.
+    """Loads, makes and writes, a batch at a time. An input that is refused is reported and stops nothing else.
 
-    Where there is but one input, its error is raised as it is.
+    Where nothing can be made of a batch, each of its inputs is tried alone. Where there is but one input, its error is
+    raised as it is.
     """
     jobs, kept = planned
     report = Report(len(jobs) + len(kept), kept)
@@ -221,6 +236,25 @@ def run_jobs(
         item_show_func=lambda _: str(report),
     )
     with progressbar as bar:
+
+        def made(loaded: list[tuple[Job, Any]], done: int, of: int) -> Iterator[tuple[Job, Any]]:
+            """What can be made of the inputs, `of` of all that the bar counts, after `done` others."""
+
+            def on_step(step: Step) -> None:
+                bar.update(int(1000 * (done + of * step.index / step.total)) - bar.pos)
+
+            ready = [job for job, _ in loaded]
+            try:
+                results = list(make(ready, [x for _, x in loaded], on_step))
+            except (EngineError, LatentError) as e:
+                if len(loaded) > 1:
+                    for i, one in enumerate(loaded):
+                        yield from made([one], done + i, 1)
+                    return
+                report.refuse(ready[0], e if report.total == 1 else type(e)(f"{ready[0].source}: {e}"))
+                return
+            yield from zip(ready, results, strict=True)
+
         for i in range(0, len(jobs), batch_size):
             chunk = jobs[i : i + batch_size]
             loaded: list[tuple[Job, Any]] = []
@@ -228,30 +262,24 @@ def run_jobs(
                 try:
                     loaded.append((job, load(job.source)))
                 except (ImageError, LatentError) as e:
-                    if report.total == 1:
-                        raise
-                    report.failed.append((job.source, e))
-
-            def on_step(step: Step, done: int = i, of: int = len(chunk)) -> None:
-                bar.update(int(1000 * (done + of * step.index / step.total)) - bar.pos)
-
-            if loaded:
-                ready = [job for job, _ in loaded]
-                for job, result in zip(ready, make(ready, [x for _, x in loaded], on_step), strict=True):
-                    with folder_of(job.target):
-                        write(job.target, result)
-                    report.written.append(job.target)
+                    report.refuse(job, e)
+            for job, result in made(loaded, i, len(chunk)) if loaded else ():
+                with folder_of(job.target):
+                    write(job.target, result)
+                report.written.append(job.target)
             bar.update(1000 * (i + len(chunk)) - bar.pos)
+            bar.render_progress()  # an update alone does not, where the last step was there already
     return report
 
 
 def wrote(as_json: bool, report: Report, editor: Editor) -> None:
     """What a command that writes files says at its end; raises where inputs were refused."""
     seconds, outputs = time.perf_counter() - report.start, report.written
+    failed, refusals = report.refused()
     found = {
         "outputs": [str(p) for p in outputs],
         "kept": [str(p) for p in report.kept],
-        "failed": [{"file": str(p), "error": str(e)} for p, e in report.failed],
+        "failed": failed,
         "seconds": round(seconds, 3),
         "engine": editor.engine.name,
     }
@@ -261,6 +289,5 @@ def wrote(as_json: bool, report: Report, editor: Editor) -> None:
     text = f"wrote {printable(what)} in {seconds:.2f} s (engine {editor.engine.name})"
     if report.kept:
         text += f"; kept {len(report.kept)} that existed (--force replaces them)"
-    text += "".join(f"\nrefused {printable(str(e))}" for _, e in report.failed)
-    emit(as_json, found, text)
+    emit(as_json, found, text + refusals)
     report.finish()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from ..attributes import Content, compile_edit
 from ..checks import check_whole
 from ..errors import ArgumentError
 from ..image import SUFFIXES, to_uint8
@@ -67,13 +68,21 @@ class _Picture:
         """An image's file, float32 [1, 3, H, W]."""
         return common.load_pictures(path, self.editor, self._resize)
 
+    def latents(self, paths: Sequence[Path], options: dict[str, Any]) -> list[Latent]:
+        """Latents' files, and images, encoded with the command's own options: together, once all are read."""
+        run = {k: options[k] for k in ("preset", "steps")}
+        loaded = [common.load_latent(self.editor, p) if common.is_latent(p) else self.image(p) for p in paths]
+        images = [x for x in loaded if not isinstance(x, Latent)]
+        if not images:
+            encoded: Iterator[Latent] = iter(())
+        else:
+            with common.progress("encode") as on_step:
+                encoded = iter(self.editor.encode(np.concatenate(images), on_step=on_step, **run))
+        return [x if isinstance(x, Latent) else next(encoded) for x in loaded]
+
     def latent(self, path: Path, options: dict[str, Any]) -> Latent:
-        """A latent's file, or an image, encoded with the command's own options."""
-        if path.suffix == common.LATENT_SUFFIX:
-            return common.load_latent(self.editor, path)
-        image = self.image(path)
-        with common.progress("encode") as on_step:
-            return self.editor.encode(image, preset=options["preset"], steps=options["steps"], on_step=on_step)
+        """One of them."""
+        return self.latents([path], options)[0]
 
     def finish(self, images: NDArray[np.uint8], also: NDArray[np.uint8] | None = None) -> None:
         """Writes the images, and on a sheet `also` those, and says so."""
@@ -115,7 +124,7 @@ def sweep(
     files, over = common.expand(inputs, _EITHER), dict(ranges)
     if len(over) != len(ranges) or len(over) > 2 or (len(over) == 2 and len(files) > 1):
         raise ArgumentError("--over: expected one attribute, or two different ones and a single input")
-    labels = [[f"{name} {value:+.3g}" for value in values] for name, values in over.items()]
+    labels = [[f"{name} {shown}" for shown in _distinct(values)] for name, values in over.items()]
     rows, columns = labels if len(labels) == 2 else ([printable(f.stem) for f in files], labels[0])
     picture = _Picture(options, len(rows) * len(columns), files)
     if not over.keys().isdisjoint(picture.edits):
@@ -124,7 +133,7 @@ def sweep(
     for end in (0, -1):
         edits = {**picture.edits, **{name: values[end] for name, values in over.items()}}
         common.check_run(picture.editor, edits, options)
-    latent = Latent.stack([picture.latent(f, options) for f in files])
+    latent = Latent.stack(picture.latents(files, options))
     with common.progress("sweep") as on_step:
         images = picture.editor.sweep(latent, over, edits=picture.edits, on_step=on_step, **options)
     picture.finish(images.reshape(-1, *images.shape[-3:]))
@@ -161,7 +170,7 @@ def interpolate(
     picture = _Picture(options, frames, sources, animated=True)
     picture.lay_out(Sheet([""], [f"{w:.2f}" for w in np.linspace(0, 1, frames)], picture.editor.size))
     common.check_run(picture.editor, picture.edits, options)
-    a, b = (picture.latent(path, options) for path in sources)
+    a, b = picture.latents(sources, options)
     with common.progress("interpolate") as on_step:
         images = picture.editor.interpolate(a, b, frames, edits=picture.edits, on_step=on_step, **options)
     picture.finish(images)
@@ -194,7 +203,7 @@ def timeline(
       hspace timeline -b bundles/avatars32 --seed 3 --frames 20 -o timeline.gif
     """
     sources = [] if source is None else [_one_file(source)]
-    check_whole("--frames", frames)
+    check_whole("--frames", frames, 2)
     picture = _Picture(options, frames, sources, animated=True)
     recorder = Timeline(frames, common.check_run(picture.editor, picture.edits, options))
     picture.lay_out(Sheet(["P_t", "x_t"], [f"t = {t}" for t in recorder.timesteps], picture.editor.size))
@@ -318,12 +327,27 @@ def inject(
     where = None if mask is None else (picture.image(mask)[0].mean(axis=0) + 1) / 2
     other = picture.image(files[1])
     common.check_run(picture.editor, picture.edits, options)
+    attributes = {**picture.editor.attributes, "/content": Content(np.zeros(1, np.int64), np.zeros(1, np.float32), 1.0)}
+    compile_edit({**picture.edits, "/content": 1.0}, attributes, 1)  # refuses what does not mix with an injection
     latent = Latent.stack([picture.latent(files[0], options)] * len(amounts))
     with common.progress("inject") as on_step:
         images = picture.editor.inject(
-            latent, other, amounts, mask=where, edits=picture.edits, on_step=on_step, **options
+            latent,
+            other,
+            amounts,
+            mask=where,
+            edits=picture.edits,
+            image_numbers=[0] * len(amounts),  # the same draws at every strength
+            on_step=on_step,
+            **options,
         )
     picture.finish(images)
+
+
+def _distinct(values: Sequence[float]) -> list[str]:
+    """Numbers with as few digits, three or more, as different ones take to look different."""
+    shown = [[f"{value:+.{digits}g}" for value in values] for digits in range(3, 18)]
+    return next(s for s in shown if len(set(s)) >= len(set(values)))
 
 
 def _one_file(text: str) -> Path:
