@@ -131,7 +131,8 @@ def fit(
     else:
         for name, (with_it, without) in examples.items():
             run = {k: options[k] for k in ("preset", "steps")}
-            with _bar(name, len(with_it) + len(without)) as on_step:
+            used = fitting.pairs(with_it, without) or (with_it, without)
+            with _bar(name, sum(map(len, used))) as on_step:
                 inversions = fitting.Inversions(editor, **run, resize=resize, on_step=on_step)
                 found[name] = fitting.fit_delta_h(
                     inversions, with_it, without, branch=branch or "symmetric", held_out=held_out, seed=seed

@@ -39,7 +39,7 @@ class Range(_ParamType):
         with suppress(ValueError):
             low, high, count = text.split(":")
             if name and 1 <= int(count) <= 100 and np.isfinite([float(low), float(high)]).all():
-                return name, np.linspace(float(low), float(high), int(count)).round(6).tolist()
+                return name, np.linspace(float(low), float(high), int(count)).round(12).tolist()
         self.fail(f"found {value!r}, expected NAME=FROM:TO:COUNT, as in smile=-1:1:5", param, ctx)
 
 
