@@ -21,6 +21,7 @@ from hspace.attributes import DeltaBlock, read_attribute
 from hspace.bundle import Bundle, file_entry, h_shape, write_manifest
 from hspace.engines import open_engine
 from hspace.errors import ArgumentError, BundleError, CheckpointError, OutputError
+from hspace.files import MAX_FILE_BYTES
 from hspace.manifest import check_name
 from hspace.tensors import write_tensors
 from msgspec import Meta, Struct
@@ -195,10 +196,8 @@ def _write(model: Model, folder: Path, precision: Precision, weights: Precision,
         if weights == "fp16" and precision == "fp32":
             graph.store_half(proto)
         inputs, outputs = graph.signature(part, proto, precision)
-        if proto.ByteSize() > contract.MAX_FILE_BYTES:
-            raise CheckpointError(
-                f"component {key}: {proto.ByteSize()} bytes, expected at most {contract.MAX_FILE_BYTES}"
-            )
+        if proto.ByteSize() > MAX_FILE_BYTES:
+            raise CheckpointError(f"component {key}: {proto.ByteSize()} bytes, expected at most {MAX_FILE_BYTES}")
         (folder / f"{key}.onnx").write_bytes(proto.SerializeToString(deterministic=True))
         del proto
         components[key] = contract.Component(

@@ -15,7 +15,7 @@ from typing import Any
 import click
 import msgspec
 import numpy as np
-from hspace.amend import add_attribute, set_preset
+from hspace.amend import add_attribute, check_free, set_preset
 from hspace.attributes import DeltaTable, check_names
 from hspace.checks import check_whole
 from hspace.cli import common, outputs
@@ -36,9 +36,7 @@ _FILE = click.Path(path_type=Path)
 _MOST_SEED = 2**32 - 1  # that scikit-learn takes
 bundle_argument = click.argument("bundle", type=_FILE)
 running = common.stack(
-    click.option("--engine", default="auto", show_default=True, help="auto, onnx or null."),
-    click.option("--threads", type=int, help="How many threads the engine may use. [default: all cores]"),
-    click.option("--batch-size", type=int, help="Images per network evaluation. [default: 65536 / size²]"),
+    common.engine,
     common.running,
     common.resizing,
     click.option("--force", is_flag=True, help="Replace what exists."),
@@ -70,7 +68,6 @@ running = common.stack(
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the choice of those.")
 @running
 def fit(
-    bundle: Path,
     names: Sequence[str],
     positive: Path | None,
     negative: Path | None,
@@ -100,10 +97,10 @@ def fit(
     if not 0 <= held_out <= 0.9:
         raise ArgumentError(f"--held-out: found {held_out}, expected a share from 0 to 0.9")
     check_whole("--seed", seed, 0, _MOST_SEED)
-    editor, names = _open(bundle, options), list(dict.fromkeys(names))
+    editor, names = common.open_editor(options), list(dict.fromkeys(names))
     for name in names:
         check_name("NAME", name)
-        _check_new(editor, name, force)
+        check_free("attribute", name, editor.bundle.manifest.attributes, force)
     kind = kind or ("z_direction" if editor.bundle.manifest.z_sem is not None else "delta_h")
     few_shot = unlabelled is not None
     if few_shot and (negative is not None or kind != "z_direction"):
@@ -202,7 +199,6 @@ def _encode_z(editor: Editor, files: Sequence[Path], resize: bool) -> NDArray[np
 @click.option("--t-edit", type=int, help="Inject, and average, at timesteps from here up.")
 @running
 def average(
-    bundle: Path,
     name: str,
     block: str,
     images: Path,
@@ -220,9 +216,9 @@ def average(
     Examples:
       hspace attribute average bundles/celebahq smiling_mean smiling faces/
     """
-    editor, files, start = _open(bundle, options), common.expand([str(images)]), time.perf_counter()
+    editor, files, start = common.open_editor(options), common.expand([str(images)]), time.perf_counter()
     check_name("NAME", name)
-    _check_new(editor, name, force)
+    check_free("attribute", name, editor.bundle.manifest.attributes, force)
     check_names([block], editor.attributes, "BLOCK")
     check_files(files, editor.size, resize=resize)
     run = {"preset": options["preset"], "steps": options["steps"], "t_edit": t_edit}
@@ -241,7 +237,6 @@ def average(
 @common.seeding
 @running
 def pca(
-    bundle: Path,
     prefix: str,
     count: int,
     samples: int | None,
@@ -270,15 +265,12 @@ def pca(
     check_whole("--seed", seed, 0, _MOST_SEED)
     check_whole("--samples", samples, 2)
     check_whole("--count", count, 1, (len(files) if images is not None else samples) - 1)
-    editor, start = _open(bundle, options), time.perf_counter()
+    editor, start = common.open_editor(options), time.perf_counter()
     names = [f"{prefix}_{i}" for i in range(count)]
     for name in names:
         check_name("PREFIX", name)
-        _check_new(editor, name, force)
-    if output is not None:
-        outputs.is_file_name(output, ())
-    pictures = [] if output is None else [output / f"{name}.png" for name in names]
-    outputs.check_outputs(pictures, files, force)
+        check_free("attribute", name, editor.bundle.manifest.attributes, force)
+    pictures = [] if output is None else outputs.plan_folder(output, [f"{n}.png" for n in names], force, files)
     run = {k: options[k] for k in ("preset", "steps")}
     if images is not None:
         recorder = fitting.record_h(editor, "encode", len(files), run)
@@ -316,7 +308,6 @@ def pca(
 @click.option("--save", "name", help="Save a preset of this name with what was found.")
 @running
 def calibrate(
-    bundle: Path,
     images: Path,
     output: Path,
     lpips: Path | None,
@@ -340,14 +331,11 @@ def calibrate(
       hspace calibrate bundles/avatars32 faces/ -o calibrated/
       hspace calibrate bundles/celebahq faces/ --lpips lpips256.onnx --similarity 0.9 --save smiling -o calibrated/
     """
-    editor, files, start = _open(bundle, options), common.expand([str(images)]), time.perf_counter()
+    editor, files, start = common.open_editor(options), common.expand([str(images)]), time.perf_counter()
     if name is not None:
         check_name("--save", name)
-        if name in editor.bundle.manifest.presets and not force:
-            raise ArgumentError(f"preset: the bundle has {name!r} already (--force replaces it)")
-    outputs.is_file_name(output, ())
-    paths = [output / "curves.json", output / "curves.png"]
-    outputs.check_outputs(paths, files, force)
+        check_free("preset", name, editor.bundle.manifest.presets, force)
+    paths = outputs.plan_folder(output, ["curves.json", "curves.png"], force, files)
     check_files(files, editor.size, resize=resize)
     distance = indicators.Structural() if lpips is None else indicators.Lpips(lpips, editor.size)
     thresholds = {
@@ -385,15 +373,6 @@ def calibrate(
     common.emit(as_json, {"outputs": [str(p) for p in paths], "preset": saved, **found}, text)
     if saved != name:
         raise ArgumentError(f"--save: no preset was saved: {'; '.join(s for s in says if 'not found' in s)}")
-
-
-def _open(bundle: Path, options: dict[str, Any]) -> Editor:
-    return common.open_editor({"bundle": bundle, **{k: options.pop(k) for k in ("engine", "threads", "batch_size")}})
-
-
-def _check_new(editor: Editor, name: str, force: bool) -> None:
-    if name in editor.bundle.manifest.attributes and not force:
-        raise ArgumentError(f"attribute: the bundle has {name!r} already (--force replaces it)")
 
 
 def _add(

@@ -10,15 +10,15 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from pathlib import Path
+from collections.abc import Collection
 from typing import Literal
 
 import msgspec
 
 from .attributes import AnyAttribute, check_names, parse_attribute
 from .bundle import Bundle, file_entry, write_manifest
-from .errors import ArgumentError, BundleError, OutputError
-from .files import MAX_TEXT_BYTES, read_file, write_atomically
+from .errors import ArgumentError, BundleError
+from .files import MAX_TEXT_BYTES, make_folder, read_file, write_atomically
 from .manifest import MANIFEST, Attribute, File, Manifest, Preset, Source, check_name, parse_manifest
 
 Kind = Literal["z_direction", "delta_block", "delta_h"]
@@ -43,8 +43,7 @@ def add_attribute(
     """
     check_name("attribute", name)
     old = bundle.manifest.attributes.get(name)
-    if old is not None and not replace:
-        raise ArgumentError(f"attribute: the bundle has {name!r} already (--force replaces it)")
+    check_free("attribute", name, bundle.manifest.attributes, replace)
     _check_unchanged(bundle)
     names = (f"attributes/{i:03d}.safetensors" for i in itertools.count())
     file = next(f for f in names if not os.path.lexists(bundle.folder / f))
@@ -54,7 +53,7 @@ def add_attribute(
     )
     attribute = parse_attribute(bundle, placeholder, data, name)
     try:
-        _make_folder(path.parent)
+        make_folder(path.parent)
         write_atomically(path, data)
         entry = msgspec.structs.replace(placeholder, **file_entry(bundle.folder, file))
         sources = {k: v for k, v in bundle.manifest.provenance.sources.items() if k != _role(name)}
@@ -68,6 +67,12 @@ def add_attribute(
         raise
     _forget(bundle, old)
     return attribute
+
+
+def check_free(what: str, name: str, taken: Collection[str], replace: bool) -> None:
+    """Raises ArgumentError where the bundle has an attribute or a preset of that name, and it may not be replaced."""
+    if name in taken and not replace:
+        raise ArgumentError(f"{what}: the bundle has {name!r} already (--force replaces it)")
 
 
 def remove_attribute(bundle: Bundle, name: str) -> None:
@@ -97,8 +102,7 @@ def rename_attribute(bundle: Bundle, name: str, to: str) -> None:
 def set_preset(bundle: Bundle, name: str, preset: Preset, *, replace: bool = False) -> None:
     """Adds a preset, or replaces one where `replace`."""
     check_name("preset", name)
-    if name in bundle.manifest.presets and not replace:
-        raise ArgumentError(f"preset: the bundle has {name!r} already (--force replaces it)")
+    check_free("preset", name, bundle.manifest.presets, replace)
     _write(bundle, msgspec.structs.replace(bundle.manifest, presets={**bundle.manifest.presets, name: preset}))
 
 
@@ -110,13 +114,6 @@ def _role(name: str) -> str:
 def _replace(bundle: Bundle, attributes: dict[str, Attribute], sources: dict[str, Source]) -> None:
     provenance = msgspec.structs.replace(bundle.manifest.provenance, sources=sources)
     _write(bundle, msgspec.structs.replace(bundle.manifest, attributes=attributes, provenance=provenance))
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(exist_ok=True)
-    except OSError as e:
-        raise OutputError(f"{path}: cannot be made: {e.strerror}") from None
 
 
 def _check_unchanged(bundle: Bundle) -> None:

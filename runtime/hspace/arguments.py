@@ -8,7 +8,7 @@ from typing import Literal, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from .attributes import AnyAttribute, ZDirection, check_names, check_number
+from .attributes import AnyAttribute, ZDirection, check_names, check_number, directions_of
 from .checks import check_array
 from .errors import ArgumentError
 from .runs import OnStep
@@ -95,7 +95,7 @@ def acceptors(
         return []
     if not isinstance(accept, Mapping):
         raise ArgumentError(f"accept: found {type(accept).__name__}, expected a mapping from name to least logit")
-    directions = {name: a for name, a in attributes.items() if isinstance(a, ZDirection)}
+    directions = directions_of(attributes)
     check_names(accept, attributes, "accept")
     for name in accept.keys() - directions.keys():
         raise ArgumentError(

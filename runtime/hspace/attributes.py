@@ -177,6 +177,11 @@ def _norm(weight: Float32) -> float:
 AnyAttribute = ZDirection | DeltaBlock | DeltaTable
 
 
+def directions_of(attributes: Mapping[str, AnyAttribute]) -> dict[str, ZDirection]:
+    """Those that are directions of z_sem, in their order."""
+    return {name: a for name, a in attributes.items() if isinstance(a, ZDirection)}
+
+
 def read_attribute(bundle: Bundle, name: str) -> AnyAttribute:
     """The attribute `name` of the bundle, its file verified and its tensors checked against the model's shapes."""
     entry = bundle.manifest.attributes[name]

@@ -21,7 +21,7 @@ from .arguments import (
     per_image,
     shrunk,
 )
-from .attributes import Content, Edit, ZDirection, compile_edit, read_attribute
+from .attributes import Content, Edit, compile_edit, directions_of, read_attribute
 from .bundle import Bundle, h_shape
 from .checks import MOST_IMAGES, check_whole
 from .engines import open_engine
@@ -287,7 +287,7 @@ class Editor:
         recorder = HRecorder("encode", program, len(x), (c, height, width), on_step)
         tables = [*recorder.table] * (len(latent) // len(x))
         compiled = [
-            self._with_content(mapping, Content(recorder.timesteps, table, amount, small), plan)
+            self._with_content(mapping, Content(recorder.timesteps, table, amount, small), plan.decode_steps)
             for mapping, table, amount in zip(each, tables, amounts, strict=True)
         ]
         programs = self._decode_programs(plan, compiled)
@@ -380,11 +380,11 @@ class Editor:
 
         Source: Preechakul et al. 2022, section 5.2.
         """
-        directions = [a for a in self.attributes.values() if isinstance(a, ZDirection)]
+        directions = directions_of(self.attributes)
         if not directions:
             raise ArgumentError("classify: the bundle has no z_direction attributes")
         z_sem = self.encode_z(images, resize=resize)
-        return np.stack([d.logit(z_sem) for d in directions], axis=1)
+        return np.stack([d.logit(z_sem) for d in directions.values()], axis=1)
 
     @property
     def z_statistics(self) -> tuple[Float32, Float32] | None:
@@ -394,12 +394,16 @@ class Editor:
     @property
     def classes(self) -> list[str]:
         """The names of `classify`'s columns."""
-        return [name for name, a in self.attributes.items() if isinstance(a, ZDirection)]
+        return list(directions_of(self.attributes))
 
     def check_can_vary(self) -> None:
         """Raises ArgumentError where the model has no semantic code (Diffusion Autoencoders have one)."""
         if self.bundle.manifest.z_sem is None:
             raise ArgumentError("vary: the model has no z_sem, so nothing of an image would be kept")
+
+    def check_can_inject(self, edits: Mapping[str, float]) -> None:
+        """Raises ArgumentError where edits do not mix with content injection, which is asymmetric."""
+        self._with_content(edits, Content(np.zeros(1, np.int64), np.zeros(1, np.float32), 1.0), 1)
 
     @property
     def batch_size(self) -> int:
@@ -431,10 +435,10 @@ class Editor:
                 made[id(mapping)] = compile_edit(mapping, self.attributes, plan.decode_steps)
         return [made[id(mapping)] for mapping in each]
 
-    def _with_content(self, mapping: Mapping[str, float], content: Content, plan: Preset) -> Edit:
+    def _with_content(self, mapping: Mapping[str, float], content: Content, n_run: int) -> Edit:
         """An edit with another image's content in it, under a name that no attribute can have."""
         attributes = {**self.attributes, "/content": content}
-        return compile_edit({**mapping, "/content": 1.0}, attributes, plan.decode_steps)
+        return compile_edit({**mapping, "/content": 1.0}, attributes, n_run)
 
     def _draw_z(
         self,

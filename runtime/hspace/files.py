@@ -55,6 +55,14 @@ def check_output(path: Path) -> bool:
     return True
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder, and those above it, where they are not there."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise OutputError(f"{path}: cannot be made: {e.strerror}") from None
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes `data` to `path`, replacing a file, or leaves everything as it was and raises OutputError.
 

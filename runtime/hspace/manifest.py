@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 
 from .checks import raise_faults
 from .errors import ArgumentError, BundleError
-from .files import MAX_FILE_BYTES as MAX_FILE_BYTES
+from .files import MAX_FILE_BYTES
 from .samplers import SAMPLERS
 from .schedule import SPACINGS, Schedule, space_timesteps
 

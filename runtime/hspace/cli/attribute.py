@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..amend import add_attribute, remove_attribute, rename_attribute
-from ..attributes import read_attribute, summary
+from ..attributes import parse_attribute, summary
 from ..bundle import Bundle
 from ..errors import BundleError, CheckpointError
 from ..files import read_file
@@ -52,8 +52,9 @@ def list_(bundle: Path, as_json: bool) -> None:
     """
     opened, found, rows = Bundle(bundle), {}, []
     for name, entry in opened.manifest.attributes.items():
-        notes = read_tensors(opened.read(entry), entry.file).metadata.get("notes", "")
-        content = summary(read_attribute(opened, name))
+        where, data = str(opened.folder / entry.file), opened.read(entry)
+        notes = read_tensors(data, where).metadata.get("notes", "")
+        content = summary(parse_attribute(opened, entry, data, where))
         found[name] = {"kind": entry.kind, "branch": entry.branch, "n_train": entry.n_train, **content, "notes": notes}
         rows.append([name, entry.kind, entry.branch, str(entry.n_train or "-"), notes or "-"])
     headers = ["attribute", "kind", "branch", "n_train", "notes"]

@@ -37,12 +37,17 @@ def stack(*decorators: Callable[[F], F]) -> Callable[[F], F]:
 
 
 if TYPE_CHECKING:
-    _ParamType = click.ParamType[tuple[str, float]]
+    ParamType = click.ParamType
 else:
-    _ParamType = click.ParamType  # not generic before click 8.4
+
+    class ParamType(click.ParamType):
+        """click's, which is not generic before 8.4."""
+
+        def __class_getitem__(cls, kind: Any) -> Any:
+            return cls
 
 
-class Strength(_ParamType):
+class Strength(ParamType[tuple[str, float]]):
     """NAME=NUMBER."""
 
     def __init__(self, what: str = "STRENGTH") -> None:
@@ -56,13 +61,16 @@ class Strength(_ParamType):
         self.fail(f"found {value!r}, expected NAME=NUMBER", param, ctx)
 
 
+engine = stack(
+    click.option("--engine", default="auto", show_default=True, help="auto, onnx or null."),
+    click.option("--threads", type=int, help="How many threads the engine may use. [default: all cores]"),
+    click.option("--batch-size", type=int, help="Images per network evaluation. [default: 65536 / size²]"),
+)
 opening = stack(
     click.option(
         "-b", "--bundle", required=True, envvar="HSPACE_BUNDLE", help="The bundle's folder. [env: HSPACE_BUNDLE]"
     ),
-    click.option("--engine", default="auto", show_default=True, help="auto, onnx or null."),
-    click.option("--threads", type=int, help="How many threads the engine may use. [default: all cores]"),
-    click.option("--batch-size", type=int, help="Images per network evaluation. [default: 65536 / size²]"),
+    engine,
 )
 running = stack(
     click.option("--preset", help="One of the bundle's presets. [default: the bundle's default]"),
@@ -87,7 +95,7 @@ resizing = click.option("--resize", is_flag=True, help="Centre-crop and resize i
 
 
 def open_editor(options: dict[str, Any]) -> Editor:
-    """An editor from the options of `opening`, which are taken out of `options`."""
+    """An editor from the bundle and the options of `engine`, which are taken out of `options`."""
     names = ("engine", "threads", "batch_size")
     return open_bundle(options.pop("bundle"), **{n: options.pop(n) for n in names})
 
@@ -134,12 +142,12 @@ def is_latent(path: Path) -> bool:
 
 
 @contextmanager
-def progress(label: str, parts: int = 1) -> Iterator[OnStep]:
-    """An `on_step` that draws a bar on a terminal, for a command that makes `parts` equal calls."""
+def progress(label: str) -> Iterator[OnStep]:
+    """An `on_step` that draws a bar on a terminal, for a command that makes one call."""
     with click.progressbar(length=1, label=label, file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
 
         def on_step(step: Step) -> None:
-            bar.length = step.total * parts
+            bar.length = step.total
             bar.update(1)
 
         yield on_step

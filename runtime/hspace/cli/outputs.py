@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..checks import check_whole
 from ..editor import Editor
 from ..errors import ArgumentError, EngineError, HspaceError, ImageError, LatentError, OutputError
-from ..files import check_output
+from ..files import check_output, make_folder
 from ..image import SUFFIXES, WRITABLE, save_image
 from ..manifest import MANIFEST
 from ..runs import OnStep, Step
@@ -157,12 +157,12 @@ def plan_series(output: Path, count: int, force: bool, sources: Sequence[Path], 
     return series
 
 
-def make_folder(path: Path) -> None:
-    """Makes a folder for outputs, when the first of them is there to be written."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise OutputError(f"{path}: cannot be made: {e.strerror}") from None
+def plan_folder(output: Path, names: Sequence[str], force: bool, sources: Sequence[Path]) -> list[Path]:
+    """Where files of those names go in the folder `output`. Nothing that exists is replaced unasked."""
+    is_file_name(output, ())  # refuses what is no folder's name
+    targets = [output / name for name in names]
+    check_outputs(targets, sources, force)
+    return targets
 
 
 @contextmanager

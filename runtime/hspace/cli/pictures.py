@@ -6,13 +6,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import numpy as np
 from numpy.typing import NDArray
 
-from ..attributes import Content, compile_edit
 from ..checks import check_whole
 from ..errors import ArgumentError
 from ..image import SUFFIXES, to_uint8
@@ -21,15 +20,10 @@ from ..recorders import Timeline
 from ..sheet import Sheet, grid
 from . import common, outputs, printable
 
-if TYPE_CHECKING:
-    _ParamType = click.ParamType[tuple[str, list[float]]]
-else:
-    _ParamType = click.ParamType  # not generic before click 8.4
-
 _EITHER = (*SUFFIXES, common.LATENT_SUFFIX)  # images, and latents
 
 
-class Range(_ParamType):
+class Range(common.ParamType[tuple[str, list[float]]]):
     """NAME=FROM:TO:COUNT."""
 
     name = "NAME=FROM:TO:COUNT"
@@ -50,11 +44,8 @@ class _Picture:
         self, options: dict[str, Any], count: int, sources: Sequence[Path] = (), animated: bool = False
     ) -> None:
         """For `count` images. Takes what is not the run's own out of `options`."""
-        self._start, self._as_json, self._resize = (
-            time.perf_counter(),
-            options.pop("as_json"),
-            options.pop("resize", False),
-        )
+        self._start = time.perf_counter()
+        self._as_json, self._resize = options.pop("as_json"), options.pop("resize", False)
         self._series = outputs.plan_series(options.pop("output"), count, options.pop("force"), sources, animated)
         self.editor = common.open_editor(options)
         self.edits = common.strengths_of(options.pop("strengths"))
@@ -106,11 +97,7 @@ class _Picture:
 @common.resizing
 @common.writing
 @common.as_json
-def sweep(
-    inputs: Sequence[str],
-    ranges: Sequence[tuple[str, list[float]]],
-    **options: Any,
-) -> None:
+def sweep(inputs: Sequence[str], ranges: Sequence[tuple[str, list[float]]], **options: Any) -> None:
     """Images over strengths of an attribute: a row per image; or one image over two attributes.
 
     INPUTS are images or latents. The output is a contact sheet where it is an image's name, and a folder of numbered
@@ -149,12 +136,7 @@ def sweep(
 @common.resizing
 @common.writing
 @common.as_json
-def interpolate(
-    first: str,
-    second: str,
-    frames: int,
-    **options: Any,
-) -> None:
+def interpolate(first: str, second: str, frames: int, **options: Any) -> None:
     """Images between two images or latents: z_sem linear, x_T spherical.
 
     The output is a contact sheet where it is an image's name, an animation where it ends in .gif or .apng, and a folder
@@ -187,11 +169,7 @@ def interpolate(
 @common.resizing
 @common.writing
 @common.as_json
-def timeline(
-    source: str | None,
-    frames: int,
-    **options: Any,
-) -> None:
+def timeline(source: str | None, frames: int, **options: Any) -> None:
     """What a decode sees along the way: P_t, the predicted x_0, and the state x_t.
 
     INPUT is an image or a latent; without it, an image is drawn with --seed. The output is a contact sheet, an
@@ -232,11 +210,7 @@ def timeline(
 @common.editing
 @common.writing
 @common.as_json
-def sample(
-    count: int,
-    accept: Sequence[tuple[str, float]],
-    **options: Any,
-) -> None:
+def sample(count: int, accept: Sequence[tuple[str, float]], **options: Any) -> None:
     """Draw COUNT new images. The same seed gives the same draws on any machine.
 
     The output is a contact sheet where it is an image's name, and a folder where it is not. With --accept, z_sem is
@@ -263,11 +237,7 @@ def sample(
 @common.resizing
 @common.writing
 @common.as_json
-def vary(
-    source: str,
-    count: int,
-    **options: Any,
-) -> None:
+def vary(source: str, count: int, **options: Any) -> None:
     """Variations of an image or latent: its z_sem kept, x_T drawn anew.
 
     The output is a contact sheet where it is an image's name, and a folder where it is not.
@@ -300,13 +270,7 @@ def vary(
 @common.resizing
 @common.writing
 @common.as_json
-def inject(
-    source: str,
-    content: str,
-    amounts: Sequence[float],
-    mask: Path | None,
-    **options: Any,
-) -> None:
+def inject(source: str, content: str, amounts: Sequence[float], mask: Path | None, **options: Any) -> None:
     """Put the content of one image into another: h turns, step by step, towards the second image's.
 
     INPUT is an image or a latent, CONTENT an image. The output is a contact sheet over the strengths where it is an
@@ -327,8 +291,7 @@ def inject(
     where = None if mask is None else (picture.image(mask)[0].mean(axis=0) + 1) / 2
     other = picture.image(files[1])
     common.check_run(picture.editor, picture.edits, options)
-    attributes = {**picture.editor.attributes, "/content": Content(np.zeros(1, np.int64), np.zeros(1, np.float32), 1.0)}
-    compile_edit({**picture.edits, "/content": 1.0}, attributes, 1)  # refuses what does not mix with an injection
+    picture.editor.check_can_inject(picture.edits)
     latent = Latent.stack([picture.latent(files[0], options)] * len(amounts))
     with common.progress("inject") as on_step:
         images = picture.editor.inject(
