@@ -21,6 +21,8 @@ from .models.layers import to_half
 OPSET = 18
 Precision = Literal["fp32", "fp16"]
 _SMALL = 1024  # tensors with fewer values stay float32: they weigh nothing
+# Images from this size on: smaller convolutions lose more by being split than sharing saves (docs/decisions/0012)
+_SHARE_FROM = 128
 _TORCH = {"float32": torch.float32, "float16": torch.float16, "int32": torch.int32, "int64": torch.int64}
 
 
@@ -52,17 +54,28 @@ class Trunk(nn.Module):
 
 
 class Head(nn.Module):
-    """(h, temb, source, skips…[, z_sem]) → ε's three channels; z_sem is there where `conditional`."""
+    """(h, temb, source, skips…[, z_sem]) → ε's three channels; z_sem is there where `conditional`.
 
-    def __init__(self, unet: nn.Module, conditional: bool) -> None:
+    Where `share`, it is `shared()` that is traced, and compared with this.
+    """
+
+    def __init__(self, unet: nn.Module, conditional: bool, share: bool) -> None:
         super().__init__()
-        self.unet, self.conditional = unet, conditional
+        self.unet, self.conditional, self.share = unet, conditional, share
 
     def forward(self, *inputs: Tensor) -> Tensor:
         h, temb, source, *skips = inputs
         z = [skips.pop().to(h.dtype)] if self.conditional else []
         eps: Tensor = self.unet.head(h, temb, skips, source, *z)  # type: ignore[operator]
         return eps
+
+    def shared(self) -> Head:
+        """The same function, but what depends on a skip alone is done once per trunk sample."""
+        # a copy of the modules; of the weights, only those that are split are copied
+        weights = {id(w): w for w in (*self.parameters(), *self.buffers())}
+        made = copy.deepcopy(self, weights)
+        made.unet.share_skips()  # type: ignore[operator]
+        return made
 
 
 class InFloat32(nn.Module):
@@ -93,7 +106,7 @@ def unet_parts(unet: nn.Module, size: int, z_channels: int) -> dict[str, Part]:
     h_spec, temb_spec = ("float", ("M", *h.shape[1:])), shapes.pop("temb")
     del shapes["h"]
     inputs = {"h": h_spec, "temb": temb_spec, "source": ("int64", ("M",)), **shapes, **z}
-    return {"trunk": trunk, "head": Part(Head(unet, z_channels > 0), inputs, {"eps": "float"})}
+    return {"trunk": trunk, "head": Part(Head(unet, z_channels > 0, size >= _SHARE_FROM), inputs, {"eps": "float"})}
 
 
 def _example(
@@ -116,7 +129,11 @@ def _example(
 
 def trace(part: Part, precision: Precision) -> onnx.ModelProto:
     """The part as an ONNX graph with dynamic batches N and M, weights inside. The module itself is left as it is."""
-    module = part.module if precision == "fp32" else to_half(copy.deepcopy(part.module))
+    module = part.module
+    if isinstance(module, Head) and module.share:
+        module = module.shared()
+    if precision == "fp16":
+        module = to_half(copy.deepcopy(module))
     dims = {d: torch.export.Dim(d, min=1, max=65536) for d in ("N", "M")}
     sizes = {"N": 2, "M": 3}  # different, and not 1, so that the exporter keeps them apart and dynamic
     dynamic = (tuple({0: dims[str(shape[0])]} for _, shape in part.inputs.values()),)

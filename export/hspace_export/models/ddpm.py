@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers import GroupNorm, Sinusoid, attend
+from .layers import First, GroupNorm, Sinusoid, SkipBlock, attend, share_skips
 
 _EPS = 1e-6  # of every GroupNorm in this code base
 
@@ -29,7 +28,7 @@ class DdpmConfig:
         return self.model_channels * 4
 
 
-class ResnetBlock(nn.Module):
+class ResnetBlock(SkipBlock):
     def __init__(self, channels: int, out: int, embed: int) -> None:
         super().__init__()
         self.norm1 = GroupNorm(channels, _EPS)
@@ -41,10 +40,17 @@ class ResnetBlock(nn.Module):
             self.nin_shortcut = nn.Conv2d(channels, out, 1)
         self.shortcut = channels != out
 
+    def first(self) -> First:
+        return self.norm1, F.silu, self.conv1, self.nin_shortcut
+
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
-        y = self.conv1(F.silu(self.norm1(x))) + self.temb_proj(F.silu(temb))[:, :, None, None]
-        y = self.conv2(F.silu(self.norm2(y)))
-        out: Tensor = (self.nin_shortcut(x) if self.shortcut else x) + y
+        return self.rest(self.conv1(F.silu(self.norm1(x))), self.nin_shortcut(x) if self.shortcut else x, temb)
+
+    def rest(self, y: Tensor, x: Tensor, *conditions: Tensor | None) -> Tensor:
+        (temb,) = conditions
+        assert temb is not None
+        y = y + self.temb_proj(F.silu(temb))[:, :, None, None]
+        out: Tensor = x + self.conv2(F.silu(self.norm2(y)))
         return out
 
 
@@ -92,7 +98,14 @@ class Level(nn.Module):
         self.upsample: nn.Module
 
     def run(self, i: int, x: Tensor, temb: Tensor) -> Tensor:
-        x = self.block[i](x, temb)
+        return self._attend(i, self.block[i](x, temb))
+
+    def join(self, i: int, h: Tensor, skip: Tensor, source: Tensor, temb: Tensor) -> Tensor:
+        block = self.block[i]
+        assert isinstance(block, ResnetBlock)
+        return self._attend(i, block.join(h, skip, source, temb))
+
+    def _attend(self, i: int, x: Tensor) -> Tensor:
         y: Tensor = self.attn[i](x) if len(self.attn) else x
         return y
 
@@ -174,8 +187,13 @@ class DdpmUNet(nn.Module):
         for i, level in reversed(list(enumerate(self.up))):
             assert isinstance(level, Level)
             for j in range(self.config.num_res_blocks + 1):
-                h = level.run(j, torch.cat([h, left.pop().index_select(0, source)], dim=1), temb)
+                h = level.join(j, h, left.pop(), source, temb)
             if i:
                 h = level.upsample(h)
         eps: Tensor = self.conv_out(F.silu(self.norm_out(h)))
         return eps
+
+    def share_skips(self) -> None:
+        """Has `head` do once per trunk sample what depends on a skip alone; the weights loaded by now are split."""
+        blocks = [b for level in reversed(self.up) for b in level.block]  # type: ignore[union-attr]
+        share_skips(blocks, self.mid.block_2.conv2.out_channels)

@@ -11,16 +11,16 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers import GroupNorm, Sinusoid, attend
+from .layers import First, GroupNorm, Sinusoid, SkipBlock, attend, share_skips
 
 Prediction = Literal["epsilon", "v_prediction", "sample"]
 
 
 class _Norm(GroupNorm):
-    """A GroupNorm of the library, with any number of groups, in the project's precision."""
+    """A GroupNorm of the library, in the project's precision."""
 
     def __init__(self, norm: nn.GroupNorm) -> None:
-        nn.GroupNorm.__init__(self, norm.num_groups, norm.num_channels, norm.eps)
+        super().__init__(norm.num_channels, norm.eps, norm.num_groups)
         self.weight, self.bias = norm.weight, norm.bias
 
 
@@ -56,36 +56,44 @@ class _Upsample(nn.Module):
         super().__init__()
         self.conv = upsample.conv or nn.Identity()
 
-    def forward(self, x: Tensor, output_size: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, temb: Tensor) -> Tensor:
         y: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
         return y
 
 
-class _UpsampleBlock(nn.Module):
-    """The library's residual block that upsamples, again without branches on the batch's size."""
+class _ResBlock(SkipBlock):
+    """The library's residual block, also one that upsamples, again without branches on the batch's size."""
 
     def __init__(self, block: ResnetBlock2D) -> None:
         super().__init__()
         self.block = block
 
+    def first(self) -> First:
+        b: Any = self.block
+        return b.norm1, b.nonlinearity, b.conv1, b.conv_shortcut
+
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
         b: Any = self.block
-        y = b.conv1(b.upsample(b.nonlinearity(b.norm1(x))))
+        y = b.nonlinearity(b.norm1(x))
+        if b.up:
+            x, y = b.upsample(x, temb), b.upsample(y, temb)
+        return self.rest(b.conv1(y), x if b.conv_shortcut is None else b.conv_shortcut(x), temb)
+
+    def rest(self, y: Tensor, x: Tensor, *conditions: Tensor | None) -> Tensor:
+        b: Any = self.block
+        (temb,) = conditions
         shift = b.time_emb_proj(temb if b.skip_time_act else b.nonlinearity(temb))[:, :, None, None]
         if b.time_embedding_norm == "scale_shift":
             scale, shift = shift.chunk(2, dim=1)
             y = b.norm2(y) * (1 + scale) + shift
         else:
             y = b.norm2(y + shift)
-        x = b.upsample(x)
-        if b.conv_shortcut is not None:
-            x = b.conv_shortcut(x)
         out: Tensor = (x + b.conv2(b.nonlinearity(y))) / b.output_scale_factor
         return out
 
 
 def _ours(module: nn.Module) -> None:
-    """Replaces, in place, what cannot be traced or would compute a norm or a softmax in half precision."""
+    """Replaces, in place, what joins skips, what cannot be traced, and what would leave float32 in half precision."""
     for name, child in module.named_children():
         _ours(child)
         made: nn.Module | None = None
@@ -95,8 +103,8 @@ def _ours(module: nn.Module) -> None:
             made = _SelfAttention(child)
         elif isinstance(child, Upsample2D):
             made = _Upsample(child)
-        elif isinstance(child, ResnetBlock2D) and child.up:
-            made = _UpsampleBlock(child)
+        elif isinstance(child, ResnetBlock2D) and not child.down:
+            made = _ResBlock(child)
         if made is not None:
             setattr(module, name, made)
 
@@ -116,6 +124,7 @@ class DiffusersUNet(nn.Module):
         _ours(unet)
         config = unet.config
         self.prediction, self.centre = prediction, bool(config.center_input_sample)
+        self.width = config.block_out_channels[-1]  # of h
         channels = config.block_out_channels[0]
         self.sinusoid = Sinusoid(
             channels,
@@ -144,17 +153,22 @@ class DiffusersUNet(nn.Module):
 
     def head(self, h: Tensor, temb: Tensor, skips: list[Tensor], source: Tensor) -> Tensor:
         """h [M, C, h, w]; temb and skips of N trunk samples; source int64 [M] → ε [M, 3, H, W]."""
-        temb, left = temb.index_select(0, source), [s.index_select(0, source) for s in skips]
-        x, levels = left[-2:]
-        if self.prediction != "epsilon":
-            del left[-2:]
+        temb, left = temb.index_select(0, source), list(skips)
+        levels, x = (None, None) if self.prediction == "epsilon" else (left.pop(), left.pop())
         for block in self.up:
-            count = len(block.resnets)
-            h = block(h, tuple(left[-count:]), temb)
-            del left[-count:]
+            attentions = getattr(block, "attentions", [nn.Identity()] * len(block.resnets))
+            for resnet, attention in zip(block.resnets, attentions, strict=True):
+                h = attention(resnet.join(h, left.pop(), source, temb))
+            for upsample in block.upsamplers or []:
+                h = upsample(h, temb)
         out: Tensor = self.conv_out(self.act(self.norm_out(h)))
-        if self.prediction == "epsilon":
+        if levels is None or x is None:
             return out
-        x, y, (alpha, sigma) = x.float(), out.float(), levels.float().chunk(2, dim=1)
+        x, levels, y = (i.float() for i in (x.index_select(0, source), levels.index_select(0, source), out))
+        alpha, sigma = levels.chunk(2, dim=1)
         eps = alpha * y + sigma * x if self.prediction == "v_prediction" else (x - alpha * y) / sigma
         return eps.to(out.dtype)
+
+    def share_skips(self) -> None:
+        """Has `head` do once per trunk sample what depends on a skip alone; the weights loaded by now are split."""
+        share_skips((r for block in self.up for r in block.resnets), self.width)

@@ -6,13 +6,13 @@ With `z_channels` every residual block is also scaled by a projection of z_sem a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers import GroupNorm, Sinusoid, attend
+from .layers import First, GroupNorm, Sinusoid, SkipBlock, attend, share_skips
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class GuidedConfig:
     num_head_channels: int | None
 
 
-class ResBlock(nn.Module):
+class ResBlock(SkipBlock):
     """Norm, SiLU, convolution; norm, conditions, SiLU, convolution; and a shortcut. resample: "up", "down" or ""."""
 
     def __init__(
@@ -53,13 +53,20 @@ class ResBlock(nn.Module):
         self.cond_emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(z, out)) if z else None
         self.skip_connection = nn.Identity() if channels == out else nn.Conv2d(channels, out, 1)
 
+    def first(self) -> First:
+        norm, act, conv = self.in_layers
+        return norm, act, conv, self.skip_connection  # type: ignore[return-value]
+
     def forward(self, x: Tensor, emb: Tensor | None = None, z_sem: Tensor | None = None) -> Tensor:
         y = self.in_layers[1](self.in_layers[0](x))
         if self.resample == "up":
             y, x = (F.interpolate(i, scale_factor=2.0, mode="nearest") for i in (y, x))
         elif self.resample == "down":
             y, x = (F.avg_pool2d(i, 2) for i in (y, x))
-        y = self.in_layers[2](y)
+        return self.rest(self.in_layers[2](y), self.skip_connection(x), emb, z_sem)
+
+    def rest(self, y: Tensor, x: Tensor, *conditions: Tensor | None) -> Tensor:
+        emb, z_sem = conditions
         if self.conditioned:
             e = self.emb_layers(emb)[:, :, None, None]
             if self.scale_shift:
@@ -70,8 +77,7 @@ class ResBlock(nn.Module):
             if self.cond_emb_layers is not None:
                 y = y * (1 + self.cond_emb_layers(z_sem)[:, :, None, None])
             y = self.out_layers[3](self.out_layers[1](y))
-        out: Tensor = self.skip_connection(x) + y
-        return out
+        return x + y
 
 
 class Attention(nn.Module):
@@ -118,8 +124,8 @@ class Upsample(nn.Module):
         return y
 
 
-def _apply(block: nn.Module, x: Tensor, emb: Tensor | None, z_sem: Tensor | None) -> Tensor:
-    for part in block.children():
+def _apply(parts: Iterable[nn.Module], x: Tensor, emb: Tensor | None, z_sem: Tensor | None) -> Tensor:
+    for part in parts:
         x = part(x, emb, z_sem) if isinstance(part, ResBlock) else part(x)
     return x
 
@@ -183,7 +189,7 @@ class GuidedUNet(nn.Module):
         temb: Tensor = mlp(self.sinusoid(t).to(x.dtype))
         skips = []
         for block in self.input_blocks:
-            x = _apply(block, x, temb, z_sem)
+            x = _apply(block.children(), x, temb, z_sem)
             skips.append(x)
         return _apply(self.middle_block, x, temb, z_sem), temb, skips
 
@@ -192,6 +198,13 @@ class GuidedUNet(nn.Module):
         temb = temb.index_select(0, source)
         z_sem = None if z_sem is None else z_sem.index_select(0, source)
         for block, skip in zip(self.output_blocks, reversed(skips), strict=True):
-            h = _apply(block, torch.cat([h, skip.index_select(0, source)], dim=1), temb, z_sem)
+            joining, *parts = block.children()
+            assert isinstance(joining, ResBlock)
+            h = _apply(parts, joining.join(h, skip, source, temb, z_sem), temb, z_sem)
         eps: Tensor = self.out(h)
         return eps
+
+    def share_skips(self) -> None:
+        """Has `head` do once per trunk sample what depends on a skip alone; the weights loaded by now are split."""
+        blocks = [next(block.children()) for block in self.output_blocks]
+        share_skips(blocks, self.middle_block[2].out_layers[3].out_channels)  # type: ignore[index,union-attr]

@@ -15,7 +15,11 @@ from numpy.typing import NDArray
 from ..bundle import Bundle
 from ..errors import EngineError
 
-ENGINES = {"onnx": "hspace.engines.onnx", "null": "hspace.engines.null"}
+ENGINES = {
+    "openvino": "hspace.engines.openvino",
+    "onnx": "hspace.engines.onnx",
+    "null": "hspace.engines.null",
+}
 AUTO_ORDER = ("onnx",)  # fastest first; `null` computes nothing real, so `auto` never takes it
 
 

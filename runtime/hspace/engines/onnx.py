@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from ..bundle import Bundle
 from ..errors import BundleError, EngineError
-from ..manifest import Component
+from .signature import Port, check_signature
 
-_DTYPES = {"float32": "float", "float16": "float16", "int32": "int32", "int64": "int64"}
+_DTYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "int32": "tensor(int32)", "int64": "tensor(int64)"}
 
 
 def unavailable() -> str | None:
@@ -54,7 +54,7 @@ class OnnxEngine:
                 session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
             except Exception as e:  # ONNX Runtime's errors share no base class
                 raise BundleError(f"{where}: ONNX Runtime cannot load this graph") from e
-            _check_signature(session, spec, where)
+            check_signature(spec, _ports(session.get_inputs()), _ports(session.get_outputs()), _DTYPES, where)
             self._sessions[name] = session
 
     def run(self, component: str, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
@@ -68,19 +68,5 @@ class OnnxEngine:
         return outputs
 
 
-def _check_signature(session: Any, spec: Component, where: str) -> None:
-    for kind, declared, found in (
-        ("inputs", spec.inputs, session.get_inputs()),
-        ("outputs", spec.outputs, session.get_outputs()),
-    ):
-        expected = {t.name: (f"tensor({_DTYPES[t.dtype]})", _fixed(t.shape)) for t in declared}
-        actual = {t.name: (t.type, _fixed(t.shape)) for t in found}
-        if expected != actual:
-            raise BundleError(
-                f"{where}: {kind}: found {sorted(actual)}, expected what the manifest says: {sorted(expected)}"
-            )
-
-
-def _fixed(shape: list[Any]) -> list[int | None]:
-    """A shape with its batch dimensions, which have names, left open."""
-    return [d if isinstance(d, int) else None for d in shape]
+def _ports(ports: Any) -> list[Port]:
+    return [(p.name, p.type, [d if isinstance(d, int) else None for d in p.shape]) for p in ports]

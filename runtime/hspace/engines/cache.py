@@ -1,0 +1,54 @@
+"""What engines compile, kept under the user's cache folder; and what this process may use of the machine."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+from ..errors import OutputError
+from ..files import make_folder, write_atomically
+
+
+def folder() -> Path:
+    """$HSPACE_CACHE, else hspace under the platform's cache folder."""
+    given = os.environ.get("HSPACE_CACHE")
+    if given:
+        return Path(given)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "hspace" / "cache"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "hspace"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hspace"
+
+
+class Entry:
+    """One cached file: its SHA-256, then its content. What is damaged, or cannot be read or written, is not there."""
+
+    def __init__(self, kind: str, key: str) -> None:
+        self.path = folder() / kind / f"{key}.bin"
+
+    def read(self) -> bytes | None:
+        try:
+            found = self.path.read_bytes()
+        except OSError:
+            return None
+        content = found[32:]
+        return content if hashlib.sha256(content).digest() == found[:32] else None
+
+    def write(self, content: bytes) -> None:
+        with contextlib.suppress(OutputError):
+            make_folder(self.path.parent)
+            write_atomically(self.path, hashlib.sha256(content).digest() + content)
+
+
+def usable_cores() -> int:
+    """How many cores this process may use: its affinity, and its control group's quota where that is less."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):  # no control group, or no quota ("max")
+        return cores

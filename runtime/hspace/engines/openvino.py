@@ -1,0 +1,353 @@
+"""OpenVINO on the CPU: the U-Net in bfloat16 where the processor multiplies matrices in it, else in float32.
+
+Three things make it fast, each measured in docs/decisions/0011:
+
+- Graphs are compiled for fixed batch sizes, at their first use; a batch runs as chunks whose sizes are powers of two.
+- Between trunk and head the skips stay in the layout and the type that both compute in. What `run` returns for them
+  is this engine's own, to be given to the head and for nothing else; it holds the trunk's buffers until it is let go.
+- In bfloat16, a GroupNorm is a scale and a shift for each channel, from sums over positions: as the exporter writes it
+  (Reshape, InstanceNormalization, Reshape), every one of them would turn the whole state into another layout and back.
+
+Norms' statistics, softmax and the timestep's angles are float32 whatever the network's type is. The encoder and the
+latent DDIM's network, which run once a call or cost nothing, are float32 throughout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..bundle import Bundle
+from ..errors import BundleError, EngineError
+from ..manifest import Component
+from . import cache
+from .signature import check_signature
+
+_DTYPES = {"float32": "f32", "float16": "f16", "int32": "i32", "int64": "i64"}
+_LARGEST = 65536  # positions of the state, over a chunk: beyond that a larger batch is no faster, and needs more memory
+_FORM = 1  # of the compiled graphs that are cached: to be raised where `_build` changes what they compute
+
+
+def unavailable() -> str | None:
+    """Whether openvino is there, loads, and offers this CPU."""
+    try:
+        import openvino as ov
+    except ModuleNotFoundError:
+        return "the package openvino is not installed"
+    except ImportError:
+        return "the package openvino is installed but does not load"
+    return None if "CPU" in ov.Core().available_devices else "OpenVINO offers no CPU device on this machine"
+
+
+def open_engine(bundle: Bundle, threads: int | None) -> OpenVinoEngine:
+    """Every component compiled for one sample. Raises BundleError for a graph that is not what the manifest says."""
+    return OpenVinoEngine(bundle, threads)
+
+
+@dataclass(eq=False)
+class _Compiled:
+    """A component for one batch size. A request has buffers of its own: one for each call that is under way."""
+
+    model: Any
+    idle: list[Any] = field(default_factory=list)
+
+    def request(self) -> Any:
+        try:
+            return self.idle.pop()
+        except IndexError:
+            return self.model.create_infer_request()
+
+
+class _Chunk:
+    """Samples first … first + size − 1 of a trunk's batch, and their skips as tensors by name."""
+
+    def __init__(self, first: int, size: int, skips: dict[str, Any], compiled: _Compiled | None = None) -> None:
+        self.first, self.size, self.skips = first, size, skips
+        self.compiled, self.request = compiled, None
+
+    def __del__(self) -> None:
+        if self.compiled is not None and self.request is not None:
+            self.skips.clear()
+            self.compiled.idle.append(self.request)
+
+
+class OpenVinoEngine:
+    """See the module. `run` may be called from several threads. precision: of the U-Net, "bf16" or "fp32"."""
+
+    name = "openvino"
+    device = "cpu"
+
+    def __init__(self, bundle: Bundle, threads: int | None) -> None:
+        import openvino as ov
+
+        self._ov, self._core, self._bundle = ov, ov.Core(), bundle
+        able = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        self.precision = "bf16" if "BF16" in able else "fp32"
+        self._threads = threads or cache.usable_cores()
+        self._components = bundle.manifest.components
+        self._largest = max(1, _LARGEST // bundle.manifest.image.size**2)
+        self._compiled: dict[tuple[str, int, int], _Compiled] = {}
+        self._lock = threading.Lock()
+        for name in self._components:
+            self._compile(name, 1, 1)
+
+    def run(self, component: str, inputs: Mapping[str, Any]) -> list[Any]:
+        spec = self._components[component]
+        try:
+            return self._head(spec, inputs) if component == "head" else self._run(component, spec, inputs)
+        except RuntimeError as e:  # OpenVINO's errors
+            shapes = ", ".join(f"{k} {list(v.shape)}" for k, v in inputs.items() if isinstance(v, np.ndarray))
+            raise EngineError(f"engine openvino: component {component} failed on {shapes}") from e
+
+    def _run(self, component: str, spec: Component, inputs: Mapping[str, NDArray[Any]]) -> list[Any]:
+        chunks, parts = [], []
+        for first, size in self._split(len(inputs[spec.inputs[0].name])):
+            compiled = self._compile(component, size, size)
+            request, keep = compiled.request(), []
+            for i in spec.inputs:
+                keep.append(np.ascontiguousarray(inputs[i.name][first : first + size], dtype=i.dtype))
+                request.set_tensor(i.name, self._ov.Tensor(keep[-1], shared_memory=True))
+            request.infer()
+            parts.append([None if _is_skip(o.name) else request.get_tensor(o.name).data.copy() for o in spec.outputs])
+            skips = {o.name: request.get_tensor(o.name) for o in spec.outputs if _is_skip(o.name)}
+            chunks.append(_Chunk(first, size, skips, compiled))
+            chunks[-1].request = request
+        return [
+            chunks if _is_skip(o.name) else np.concatenate(each) if len(each) > 1 else each[0]
+            for o, each in zip(spec.outputs, zip(*parts, strict=True), strict=True)
+        ]
+
+    def _head(self, spec: Component, inputs: Mapping[str, Any]) -> list[NDArray[Any]]:
+        kept = inputs["skip_0"]
+        chunks = self._chunks(spec, inputs) if isinstance(kept, np.ndarray) else kept
+        source: NDArray[np.int64] = np.asarray(inputs["source"], dtype=np.int64)
+        out = np.empty((len(source), *[int(d) for d in spec.outputs[0].shape[1:]]), dtype=spec.outputs[0].dtype)
+        for chunk in chunks:
+            rows = np.flatnonzero((source >= chunk.first) & (source < chunk.first + chunk.size))
+            if not rows.size:
+                continue
+            more = len(rows) - chunk.size
+            m = chunk.size + (1 << (more - 1).bit_length() if more > 0 else 0)
+            compiled = self._compile("head", chunk.size, m)
+            request, keep = compiled.request(), []
+            for i in spec.inputs:
+                if _is_skip(i.name):
+                    request.set_tensor(i.name, chunk.skips[i.name])
+                    continue
+                if i.shape[0] == "N":
+                    given = inputs[i.name][chunk.first : chunk.first + chunk.size]
+                else:  # samples beyond the last repeat a row; nobody reads what they give
+                    given = np.asarray(inputs[i.name])[np.resize(rows, m)]
+                    given = given - chunk.first if i.name == "source" else given
+                keep.append(np.ascontiguousarray(given, dtype=i.dtype))
+                request.set_tensor(i.name, self._ov.Tensor(keep[-1], shared_memory=True))
+            request.infer()
+            out[rows] = request.get_tensor(spec.outputs[0].name).data[: len(rows)]
+            compiled.idle.append(request)
+        return [out]
+
+    def _split(self, count: int) -> Iterator[tuple[int, int]]:
+        """Chunks as (first, size): the largest first, then the powers of two that are left."""
+        first = 0
+        while first < count:
+            size = min(self._largest, 1 << ((count - first).bit_length() - 1))
+            yield first, size
+            first += size
+
+    def _chunks(self, spec: Component, inputs: Mapping[str, NDArray[Any]]) -> list[_Chunk]:
+        """Skips that come as arrays, [N, C, H, W], in this engine's form."""
+        chunks = []
+        for first, size in self._split(len(inputs["skip_0"])):
+            model = self._compile("head", size, size).model
+            skips = {}
+            for i in spec.inputs:
+                if _is_skip(i.name):
+                    tensor = self._ov.Tensor(model.input(i.name).element_type, model.input(i.name).shape)
+                    array = np.asarray(inputs[i.name][first : first + size], dtype=i.dtype)
+                    if _is_wide(i.shape):
+                        array = array.transpose(0, 2, 3, 1)
+                    if tensor.element_type == self._ov.Type.bf16:  # NumPy has none: rounded to nearest, ties to even
+                        bits = np.ascontiguousarray(array, dtype=np.float32).view(np.uint32)
+                        halves = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
+                        tensor.data.view(np.uint16)[...] = halves.astype(np.uint16)
+                    else:
+                        tensor.data[...] = array
+                    skips[i.name] = tensor
+            chunks.append(_Chunk(first, size, skips))
+        return chunks
+
+    # --- compiling ------------------------------------------------------------------------------------
+
+    def _compile(self, component: str, n: int, m: int) -> _Compiled:
+        """The component for n samples (the head: n of the trunk's and m of its own), from the cache if it is there."""
+        key = component, n, m
+        with self._lock:
+            if key not in self._compiled:
+                bf16 = self.precision == "bf16" and component in ("trunk", "head")
+                config = {
+                    "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
+                    "PERFORMANCE_HINT": "LATENCY",
+                    "NUM_STREAMS": "1",
+                    "INFERENCE_NUM_THREADS": str(self._threads),
+                }
+                self._compiled[key] = _Compiled(self._load(component, n, m, bf16, config))
+            return self._compiled[key]
+
+    def _load(self, component: str, n: int, m: int, bf16: bool, config: dict[str, str]) -> Any:
+        spec = self._components[component]
+        where = f"{self._bundle.folder / spec.file}"
+        device = self._core.get_property("CPU", "FULL_DEVICE_NAME")
+        capabilities = sorted(self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+        about = f"{_FORM}|{self._ov.__version__}|{device}|{capabilities}|{sorted(config.items())}|{spec.sha256}|{n}|{m}"
+        entry = cache.Entry("openvino", hashlib.sha256(about.encode()).hexdigest())
+        data = self._bundle.read_component(component)  # verified even where it is not needed
+        blob = entry.read()
+        if blob is not None:
+            try:
+                return self._core.import_model(io.BytesIO(blob), "CPU", config)
+            except RuntimeError:
+                pass  # a blob that this library does not take is made anew
+        try:
+            model = self._core.read_model(data)
+        except RuntimeError as e:
+            raise BundleError(f"{where}: OpenVINO cannot load this graph") from e
+        del data
+        sides = [
+            [(p.any_name, p.element_type.get_type_name(), _dimensions(p)) for p in ports]
+            for ports in (model.inputs, model.outputs)
+        ]
+        check_signature(spec, sides[0], sides[1], _DTYPES, where)
+        try:
+            compiled = self._core.compile_model(self._build(model, spec, n, m, bf16), "CPU", config)
+        except RuntimeError as e:
+            raise BundleError(f"{where}: OpenVINO cannot compile this graph") from e
+        entry.write(compiled.export_model().getvalue())
+        return compiled
+
+    def _build(self, model: Any, spec: Component, n: int, m: int, bf16: bool) -> Any:
+        """The graph for n and m samples, with its skips in the network's own form."""
+        ov = self._ov
+        model.reshape({i.name: [{"N": n, "M": m}.get(str(d), d) for d in i.shape] for i in spec.inputs})
+        if bf16:
+            keep = _Float32(self._core)
+            _scale_and_shift(model, keep)
+            for node in model.get_ordered_ops():
+                if node.get_type_name() == "Softmax":
+                    keep(node)
+                elif node.get_type_name() in ("Sin", "Cos"):
+                    above = node
+                    while above.get_type_name() not in ("Parameter", "Constant"):
+                        above = keep(above).input_value(0).get_node()
+        form = ov.preprocess.PrePostProcessor(model)
+        for ports, of in ((spec.inputs, form.input), (spec.outputs, form.output)):
+            for port in ports:
+                if _is_skip(port.name) and _is_wide(port.shape):
+                    side = of(port.name)
+                    side.tensor().set_layout(ov.Layout("NHWC"))
+                    side.model().set_layout(ov.Layout("NCHW"))
+                    if bf16:
+                        side.tensor().set_element_type(ov.Type.bf16)
+        return form.build()
+
+
+def _is_skip(name: str) -> bool:
+    return name.startswith("skip_")
+
+
+def _is_wide(shape: list[Any]) -> bool:
+    """Whether it is a feature map; what else a trunk hands on (the state, a level) stays as it is."""
+    return len(shape) == 4 and int(shape[1]) >= 16
+
+
+def _dimensions(port: Any) -> list[int | None]:
+    return [None if d.is_dynamic else d.get_length() for d in port.partial_shape]
+
+
+class _Float32:
+    """Marks nodes that compute in float32 whatever the graph's type is. Only OpenVINO's own file format can say so."""
+
+    _GRAPH = """<?xml version="1.0"?><net name="mark" version="11"><layers>
+<layer id="0" name="x" type="Parameter" version="opset1"><data shape="1" element_type="f32"/>
+<output><port id="0" precision="FP32"><dim>1</dim></port></output></layer>
+<layer id="1" name="mark" type="Sin" version="opset1"><rt_info><attribute name="precise" version="0"/></rt_info>
+<input><port id="0" precision="FP32"><dim>1</dim></port></input>
+<output><port id="1" precision="FP32"><dim>1</dim></port></output></layer>
+<layer id="2" name="r" type="Result" version="opset1">
+<input><port id="0" precision="FP32"><dim>1</dim></port></input></layer></layers>
+<edges><edge from-layer="0" from-port="0" to-layer="1" to-port="0"/>
+<edge from-layer="1" from-port="1" to-layer="2" to-port="0"/></edges></net>"""
+
+    def __init__(self, core: Any) -> None:
+        nodes = core.read_model(self._GRAPH.encode()).get_ops()
+        self._marks = next(dict(n.get_rt_info().items()) for n in nodes if n.get_type_name() == "Sin")
+
+    def __call__(self, node: Any) -> Any:
+        for key, value in self._marks.items():
+            node.set_rt_info(value, key)
+        return node
+
+
+def _scale_and_shift(model: Any, keep: _Float32) -> None:
+    """Every GroupNorm's normalisation, Reshape → MVN → … → Reshape in the graph, as x·a + b with a and b [N, C, 1, 1].
+
+    With m and q a channel's mean and mean square over positions, averaged over a group: a = 1/sqrt(q − m² + eps),
+    b = −m·a. The sums are float32, so q − m² loses less than the state's own rounding to bfloat16.
+    """
+    from openvino import opset13 as op
+    from openvino.passes import ConstantFolding, Manager
+
+    folding = Manager()
+    folding.register_pass(ConstantFolding())
+    folding.run_passes(model)
+    for node in model.get_ordered_ops():
+        found = _group_norm(node)
+        if found is None:
+            continue
+        x, after, groups = found
+        shape = list(x.get_shape())
+        n, c, positions = shape[0], shape[1], int(np.prod(shape[2:]))
+        axes, within = op.constant(np.arange(2, len(shape))), op.constant(np.array([2]))
+        by_group, by_channel = (
+            op.constant(np.array(s)) for s in ([n, groups, c // groups], [n, c, *[1] * len(shape[2:])])
+        )
+        m = keep(op.reduce_mean(keep(op.reshape(op.reduce_mean(x, axes, True), by_group, False)), within, True))
+        norm = keep(op.reshape(op.reduce_l2(x, axes, True), by_group, False))
+        q = keep(op.reduce_mean(keep(op.multiply(norm, norm)), within, True))
+        variance = keep(
+            op.subtract(keep(op.multiply(q, op.constant(np.float32(1 / positions)))), keep(op.multiply(m, m)))
+        )
+        deviation = keep(op.sqrt(keep(op.add(variance, op.constant(np.float32(node.get_attributes()["eps"]))))))
+        each = op.constant(np.ones((1, 1, c // groups), dtype=np.float32))
+        a = keep(op.divide(each, deviation))
+        b = keep(op.negative(keep(op.multiply(m, a))))
+        a, b = (op.reshape(i, by_channel, False) for i in (a, b))
+        y = op.add(op.multiply(x, a), b)
+        for user in after.output(0).get_target_inputs():
+            user.replace_source_output(y.output(0))
+    model.validate_nodes_and_infer_types()
+
+
+def _group_norm(node: Any) -> tuple[Any, Any, int] | None:
+    """(x, the last node, the number of groups) where `node` is the MVN of a GroupNorm."""
+    if node.get_type_name() != "MVN" or node.input_value(0).get_node().get_type_name() != "Reshape":
+        return None
+    x, after = node.input_value(0).get_node().input_value(0), node
+    while after.get_type_name() != "Reshape":  # the InstanceNormalization's own scale and shift: 1 and 0
+        users = list(after.output(0).get_target_inputs())
+        after = users[0].get_node()
+        neutral = {"Multiply": 1, "Add": 0}.get(after.get_type_name())
+        other = next((v.get_node() for v in after.input_values() if v.get_node().get_type_name() == "Constant"), None)
+        if len(users) != 1 or other is None or (neutral is not None and not (other.get_data() == neutral).all()):
+            return None
+        if neutral is None and after.get_type_name() != "Reshape":
+            return None
+    if after.get_output_shape(0) != x.get_shape() or len(x.get_shape()) < 3:
+        return None
+    return x, after, int(node.get_output_shape(0)[1])
