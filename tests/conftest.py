@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hspace
@@ -32,6 +32,15 @@ def golden_model(name: str):
         return diffae.load_model(folder / "last.ckpt", classifier=folder / "cls_last.ckpt", settings=Settings())
     files = {f"attribute{i}": folder / f"attribute{i}_LC_golden_t999_ninv8_ngen8_0.pth" for i in (0, 1)}
     return asyrp.load_model(folder / "model.ckpt", attributes=files, settings=Settings(image_size=32, num_heads=4))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The engines' cache, empty at first, and not the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("HSPACE_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -44,9 +44,10 @@ def open(
 ) -> Editor:
     """Opens a bundle, with every file verified and every component loaded.
 
-    path: the bundle's folder. engine: "auto" (onnx) or an engine's name; `editor.engine.name` says which it is.
-    threads: how many the engine may use, by default all cores. batch_size: how many images share one network
-    evaluation; by default 65536 / size², at least 1.
+    path: the bundle's folder. engine: a name ("openvino", "onnx"), or "auto": the fastest that is accurate on this
+    bundle, measured at the first open on a machine; `editor.engine.name` says which it is. threads: how many the
+    engine may use, by default all cores. batch_size: how many images share one network evaluation; by default
+    65536 / size², at least 1.
     Raises BundleError for a faulty bundle, EngineError for an engine that is unknown or cannot run here.
     """
     for name, value, most in (("threads", threads, 1024), ("batch_size", batch_size, MOST_IMAGES)):
@@ -145,8 +146,9 @@ class Editor:
         """
         plan = self._planner.plan(preset, one_way(steps), sampler, t_edit, t_boost)
         self.check_latent(latent)
+        latent = self._start_of(latent, plan)
         compiled = self._compile(edits, len(latent), plan)
-        programs = self._decode_programs(plan, compiled)
+        programs = self._decode_programs(plan, compiled, resume=latent.x_prev is not None)
         noise_source = draws(seed, noise, image_numbers, programs, self._shape)
         check_output(output)
         progress = Progress(on_step, self._runner.evaluations(len(latent), programs[0]))
@@ -173,11 +175,12 @@ class Editor:
         x = load_images(images, self.size, resize=resize)
         plan = self._planner.plan(preset, steps, sampler, t_edit, t_boost)
         compiled = self._compile(edits, len(x), plan)
-        program, programs = self._planner.encode(plan), self._decode_programs(plan, compiled)
+        resume = self._planner.resumes(plan, self._provenance(plan, preset))
+        program, programs = self._planner.encode(plan), self._decode_programs(plan, compiled, resume=resume)
         noise_source = draws(seed, noise, image_numbers, programs, self._shape)
         check_output(output)
         progress = Progress(on_step, self._runner.evaluations(len(x), program, programs[0]))
-        latent = self._encode(x, plan, preset, program, progress)
+        latent = self._start_of(self._encode(x, plan, preset, program, progress), plan)
         return self._decode(latent, compiled, programs, noise_source, progress, output)
 
     def reconstruct(self, images: Images, *, resize: bool = False, **run: Unpack[Run]) -> NDArray[Any]:
@@ -240,8 +243,11 @@ class Editor:
         Returns the timesteps, int64 [F], and the images, [F, N, …] of what `decode` returns. run: as `decode` takes it.
         Source: Kwon et al. 2023, section 3.4 (figure 4).
         """
-        plan = self._planner.plan(run.get("preset"), one_way(run.get("steps")))
-        run["on_step"] = recorder = Timeline(frames, self._planner.decode(plan, Edit()), run.get("on_step"))
+        self.check_latent(latent)
+        plan = self._planner.plan(run.get("preset"), one_way(run.get("steps")), run.get("sampler"))
+        resume = self._start_of(latent, plan).x_prev is not None
+        program = self._planner.decode(plan, Edit(), resume=resume)
+        run["on_step"] = recorder = Timeline(frames, program, run.get("on_step"))
         self.decode(latent, edits, **run)
         p, _ = recorder.frames()
         return recorder.timesteps, p if run.get("output") == "float32" else np.stack([to_uint8(x) for x in p])
@@ -282,6 +288,7 @@ class Editor:
         c, height, width, _ = h_shape(self.bundle)
         small = None if mask is None else shrunk(mask, self.size, height, width)
         plan = self._planner.plan(preset, steps, sampler, t_edit, t_boost)
+        latent = self._start_of(latent, plan)
         each = per_image(edits, len(latent), self.attributes)
         program = self._planner.encode(plan)
         recorder = HRecorder("encode", program, len(x), (c, height, width), on_step)
@@ -290,7 +297,7 @@ class Editor:
             self._with_content(mapping, Content(recorder.timesteps, table, amount, small), plan.decode_steps)
             for mapping, table, amount in zip(each, tables, amounts, strict=True)
         ]
-        programs = self._decode_programs(plan, compiled)
+        programs = self._decode_programs(plan, compiled, resume=latent.x_prev is not None)
         noise_source = draws(seed, noise, image_numbers, programs, self._shape)
         check_output(output)
         progress = Progress(recorder, self._runner.evaluations(len(x), program))
@@ -423,6 +430,7 @@ class Editor:
             "checkpoint": manifest.provenance.checkpoint_sha256,
             "preset": self.bundle.preset(preset)[0],
             "sampler": plan.sampler,
+            "spacing": plan.spacing,
             "encode_steps": str(plan.encode_steps),
         }
 
@@ -477,18 +485,24 @@ class Editor:
             drawn += n
         return np.stack(kept[:count])
 
-    def _decode_programs(self, plan: Preset, edits: list[Edit]) -> list[Program]:
+    def _start_of(self, latent: Latent, plan: Preset) -> Latent:
+        """The latent as a decode starts from it: without x_prev unless it can go on from there."""
+        if latent.x_prev is None or self._planner.resumes(plan, latent.provenance):
+            return latent
+        return Latent(latent.x_T, latent.z_sem, None, latent.provenance)
+
+    def _decode_programs(self, plan: Preset, edits: list[Edit], *, resume: bool = False) -> list[Program]:
         """One program per image, the same object where the tables are the same."""
         made: dict[tuple[Branch, int | None], Program] = {}
         for edit in edits:
             if (edit.branch, edit.n_train) not in made:
-                made[edit.branch, edit.n_train] = self._planner.decode(plan, edit)
+                made[edit.branch, edit.n_train] = self._planner.decode(plan, edit, resume=resume)
         return [made[edit.branch, edit.n_train] for edit in edits]
 
     def _encode(self, x: Float32, plan: Preset, preset: str | None, program: Program, progress: Progress) -> Latent:
         z_sem = None if self.bundle.manifest.z_sem is None else self._runner.encode_z(x)
-        x_T = self._runner.encode(x, z_sem, program, progress)
-        return Latent(x_T, z_sem, provenance=self._provenance(plan, preset))
+        x_T, x_prev = self._runner.encode(x, z_sem, program, progress)
+        return Latent(x_T, z_sem, x_prev, self._provenance(plan, preset))
 
     def _decode(
         self,

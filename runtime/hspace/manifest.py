@@ -394,22 +394,22 @@ def _run_faults(m: Manifest) -> Iterator[str]:
             yield f"attributes.{name}.branch: found {a.branch}, expected {allowed} for a {a.kind}"
         if a.kind == "z_direction" and m.family != "diffae":
             yield f"attributes.{name}.kind: a bundle of family {m.family} has no z_sem to move"
-    totals = {}
+    built = {}
     for name, schedule in (("image", m.schedules.image), ("latent", m.schedules.latent)):
         try:
             with np.errstate(all="ignore"):  # what overflows, build refuses
-                totals[name] = 0 if schedule is None else schedule.build().timesteps
+                built[name] = None if schedule is None else schedule.build()
         except ArgumentError as e:
             yield f"schedules.{name}: {e}"
     for name, p in m.presets.items():
-        for key, steps, spacing, total in (
-            ("encode_steps", p.encode_steps, p.spacing, totals.get("image")),
-            ("decode_steps", p.decode_steps, p.spacing, totals.get("image")),
-            ("latent_steps", p.latent_steps, "diffae", totals.get("latent")),
+        for key, steps, spacing, of in (
+            ("encode_steps", p.encode_steps, p.spacing, built.get("image")),
+            ("decode_steps", p.decode_steps, p.spacing, built.get("image")),
+            ("latent_steps", p.latent_steps, "diffae", built.get("latent")),
         ):
             try:
-                if steps is not None and total:
-                    space_timesteps(spacing, steps, total)
+                if steps is not None and of is not None:
+                    space_timesteps(spacing, steps, of)
             except ArgumentError as e:
                 yield f"presets.{name}.{key}: {str(e).removeprefix('steps: ')}"
 

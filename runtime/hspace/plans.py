@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from numbers import Integral
 from typing import Any, Literal, NamedTuple
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from . import samplers
 from .attributes import Edit
@@ -13,7 +16,7 @@ from .bundle import Bundle
 from .errors import ArgumentError
 from .manifest import Preset
 from .program import Branch, Program
-from .schedule import space_timesteps
+from .schedule import Timesteps, space_timesteps
 
 ProgramKind = Literal["encode", "decode", "edit", "latent"]
 
@@ -28,13 +31,18 @@ class _Convention(NamedTuple):
 
 # A preset's spacing says whose code it follows, beyond the timesteps. DDPM's rows are the same in all.
 _DIFFUSERS = _Convention(at="upper", to_noise=False, direction="raw")  # docs/decisions/0008
+_ASYRP = _Convention(at="lower", to_noise=False, direction="clamped")
 _CONVENTIONS = {
     "diffae": _Convention(at="lower", to_noise=True, direction="clamped"),
-    "asyrp": _Convention(at="lower", to_noise=False, direction="clamped"),
+    "asyrp": _ASYRP,
     "leading": _DIFFUSERS,
     "linspace": _DIFFUSERS,
     "trailing": _DIFFUSERS,
+    "logsnr": _ASYRP,
+    "karras": _ASYRP,
+    "quadratic": _ASYRP,
 }
+_UNEVEN = ("logsnr", "karras", "quadratic")
 
 
 class Planner:
@@ -63,7 +71,7 @@ class Planner:
             raise ArgumentError(f"steps: found {pair!r}, expected a whole number, or (encode, decode)")
         encode_steps, decode_steps = pair
         for n in (encode_steps, decode_steps):
-            space_timesteps(base.spacing, n, self._schedule.timesteps)
+            space_timesteps(base.spacing, n, self._schedule)
         if sampler not in (None, *samplers.SAMPLERS):
             raise ArgumentError(f"sampler: found {sampler!r}, expected one of {', '.join(samplers.SAMPLERS)}")
         for name, value in (("t_edit", t_edit), ("t_boost", t_boost)):
@@ -75,34 +83,65 @@ class Planner:
 
     def encode(self, plan: Preset) -> Program:
         """From the image to x_T. DiffAE's spacing ends at ᾱ = 0, the others at the last timestep."""
-        ts = space_timesteps(plan.spacing, plan.encode_steps, self._schedule.timesteps)
-        convention = _CONVENTIONS[plan.spacing]
+        ts = space_timesteps(plan.spacing, plan.encode_steps, self._schedule)
+        sampler = samplers.SAMPLERS[plan.sampler]
+        convention = _ASYRP if sampler.exact else _CONVENTIONS[plan.spacing]  # the levels that its decode visits
         rows = samplers.ddim_inversion(
             self._schedule, ts, clip=plan.clip, at=convention.at, to_noise=convention.to_noise
         )
-        return Program.from_rows("encode", rows)
+        return Program.from_rows("encode", rows if sampler.inverse is None else sampler.inverse(rows))
 
-    def decode(self, plan: Preset, edit: Edit) -> Program:
-        """From x_T to the image; t_edit, t_boost and edit_scale count only where `edit` has deltas."""
-        ts = space_timesteps(plan.spacing, plan.decode_steps, self._schedule.timesteps)
-        eta, large = samplers.SAMPLERS[plan.sampler]
+    def decode(self, plan: Preset, edit: Edit, *, resume: bool = False) -> Program:
+        """From x_T to the image; t_edit, t_boost and edit_scale count only where `edit` has deltas.
+
+        resume: from the last two states of an encode; see `resumes`. Its first row then is the second, and it ends
+        where the encode began, at the first timestep, which the image counts as.
+        """
+        ts = space_timesteps(plan.spacing, plan.decode_steps, self._schedule)
+        sampler = samplers.SAMPLERS[plan.sampler]
         direction = _CONVENTIONS[plan.spacing].direction if plan.sampler == "ddim" else "clamped"
+        eta, large = sampler.eta, sampler.large
         if edit.branch == Branch.NONE:
             rows = samplers.ddim(self._schedule, ts, eta=eta, large=large, clip=plan.clip, direction=direction)
-            return Program.from_rows("decode", rows)
-        rows = samplers.edit(
-            self._schedule,
-            ts,
-            branch=edit.branch,
-            t_edit=plan.t_edit,
-            t_boost=plan.t_boost,
-            edit_scale=edit.n_train / plan.decode_steps if edit.n_train else 1.0,
-            eta=eta,
-            large=large,
-            clip=plan.clip,
-            direction=direction,
-        )
-        return Program.from_rows("edit", rows)
+        else:
+            rows = samplers.edit(
+                self._schedule,
+                ts,
+                branch=edit.branch,
+                t_edit=plan.t_edit,
+                t_boost=plan.t_boost,
+                edit_scale=self._edit_scale(plan, ts, edit.n_train) if edit.n_train else 1.0,
+                eta=eta,
+                large=large,
+                clip=plan.clip,
+                direction=direction,
+            )
+        if sampler.forward is not None:
+            rows = sampler.forward(rows)
+        if resume:
+            rows = rows[1:] if rows["draws"][-1] else rows[1:-1]
+        return Program.from_rows("decode" if edit.branch == Branch.NONE else "edit", rows)
+
+    def resumes(self, plan: Preset, made: Mapping[str, str]) -> bool:
+        """Whether a decode can go on from the last two states of the encode that `made` (a latent's provenance) tells
+        of, and so undo it exactly: the sampler is exact, and the timesteps are the same.
+        """
+        told = tuple(made.get(key) for key in ("sampler", "spacing", "encode_steps"))
+        exact = samplers.SAMPLERS[plan.sampler].exact and plan.decode_steps >= 3
+        return exact and told == (plan.sampler, plan.spacing, str(plan.decode_steps))
+
+    def _edit_scale(self, plan: Preset, ts: Timesteps, n_train: int) -> NDArray[np.float64]:
+        """What Δh is scaled by at each timestep, so that strength 1 means the same at every step count.
+
+        With the papers' spacings n_train/n_run (Kwon et al. 2023, appendix). With those whose steps differ in length,
+        what a run over every timestep would sum up in the row's place: a row moves P by σ/α times the change of ε, so
+        n_train/T times the sum of σ/α over the timesteps that the row stands for, over its own σ/α.
+        """
+        if plan.spacing not in _UNEVEN:
+            return np.full(len(ts), n_train / plan.decode_steps)
+        s = np.exp(-self._schedule.log_snr)
+        sums = np.diff(np.cumsum(s)[ts], prepend=0.0)
+        return n_train / self._schedule.timesteps * sums / s[ts]
 
     def latent(self, plan: Preset, steps: int | None = None) -> Program:
         """The latent DDIM over normalised z_sem: DiffAE's spacing, never clamped."""
@@ -110,7 +149,7 @@ class Planner:
             raise ArgumentError("sample: the bundle has no latent DDIM, so it cannot draw z_sem")
         if steps is None:
             steps = plan.decode_steps if plan.latent_steps is None else plan.latent_steps
-        ts = space_timesteps("diffae", steps, self._latent_schedule.timesteps)
+        ts = space_timesteps("diffae", steps, self._latent_schedule)
         return Program.from_rows("latent", samplers.ddim(self._latent_schedule, ts))
 
     def program(self, kind: ProgramKind, plan: Preset, edit: Edit, latent_steps: int | None = None) -> Program:

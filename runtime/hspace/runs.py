@@ -78,28 +78,25 @@ class Runner:
         each = [self._engine.run("encoder", {"x": x[c]})[0] for c in self._slices(len(x))]
         return np.concatenate(each).astype(np.float32, copy=False)
 
-    def encode(self, x: Float32, z_sem: Float32 | None, program: Program, progress: Progress) -> Float32:
-        """x_T of images."""
+    def encode(
+        self, x: Float32, z_sem: Float32 | None, program: Program, progress: Progress
+    ) -> tuple[Float32, Float32 | None]:
+        """x_T of images, and the state before it where the program uses the state before."""
         return self._run("encode", Noise(0, np.arange(len(x))), x, [program] * len(x), progress, z_sem=z_sem)
 
     def decode(
         self, latent: Latent, edits: list[Edit], programs: list[Program], noise: Noise, progress: Progress
     ) -> Float32:
-        """Images from codes, with the deltas of `edits`; its directions are the caller's."""
-        return self._run(
-            "decode",
-            noise,
-            latent.x_T,
-            programs,
-            progress,
-            z_sem=latent.z_sem,
-            edits=edits,
-            x_prev=latent.x_prev,
-        )
+        """Images from codes, with the deltas of `edits`; its directions are the caller's.
+
+        Where the latent has x_prev, the programs go on from there: it is the state, and x_T the one before.
+        """
+        x, x_prev = (latent.x_T, None) if latent.x_prev is None else (latent.x_prev, latent.x_T)
+        return self._run("decode", noise, x, programs, progress, z_sem=latent.z_sem, edits=edits, x_prev=x_prev)[0]
 
     def sample_z(self, noise: Float32, program: Program, progress: Progress) -> Float32:
         """Normalised z_sem from Gaussian noise, by the latent DDIM."""
-        return self._run("latent", Noise(0, np.arange(len(noise))), noise, [program] * len(noise), progress)
+        return self._run("latent", Noise(0, np.arange(len(noise))), noise, [program] * len(noise), progress)[0]
 
     def _slices(self, n: int) -> list[slice]:
         return [slice(i, min(i + self.batch_size, n)) for i in range(0, n, self.batch_size)]
@@ -115,8 +112,8 @@ class Runner:
         z_sem: Float32 | None = None,
         edits: list[Edit] | None = None,
         x_prev: Float32 | None = None,
-    ) -> Float32:
-        out = np.empty_like(x)
+    ) -> tuple[Float32, Float32 | None]:
+        out, before = np.empty_like(x), None
         for c in self._slices(len(x)):
             batch = Batch(
                 x[c],
@@ -132,10 +129,13 @@ class Runner:
                     self._executor.step(batch)
                 progress(phase, c.start, t, x_t, batch)
             out[c] = batch.x
+            if batch.x_prev is not None:
+                before = np.empty_like(x) if before is None else before
+                before[c] = batch.x_prev
         if not np.isfinite(out).all():
             cause = "a strength is too large, or the engine's arithmetic overflowed"
             raise EngineError(f"{phase}: the result is not finite: {cause}")
-        return out
+        return out, before
 
 
 def start(

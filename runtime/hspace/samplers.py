@@ -12,28 +12,41 @@ levels that it does not visit next, and that is not copied (docs/decisions/0008)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from . import multistep
 from .errors import ArgumentError
 from .program import ROW64, Branch, Rows
 from .schedule import Schedule, Timesteps
 
 
-class Variance(NamedTuple):
-    """What a sampler draws. large: the noise is not the posterior's, s², but 1 − ᾱ/ᾱ_next; the mean stays s's."""
+class Sampler(NamedTuple):
+    """What a sampler makes of DDIM's rows.
 
-    eta: float
+    eta: what it draws. large: the noise is not the posterior's, s², but 1 − ᾱ/ᾱ_next; the mean stays s's. forward and
+    inverse: of second order, to the image and from it. exact: a decode of the same steps undoes an encode to the last
+    bits, for which it needs the last two states.
+    """
+
+    eta: float = 0.0
     large: bool = False
+    forward: Callable[[Rows], Rows] | None = None
+    inverse: Callable[[Rows], Rows] | None = None
+    exact: bool = False
 
 
 # the samplers that a preset can name
 SAMPLERS = {
-    "ddim": Variance(eta=0.0),
-    "ddpm": Variance(eta=1.0),
-    "ddpm_large": Variance(eta=1.0, large=True),
+    "ddim": Sampler(),
+    "ddpm": Sampler(eta=1.0),
+    "ddpm_large": Sampler(eta=1.0, large=True),
+    "dpmpp_2m": Sampler(forward=multistep.dpmpp_2m, inverse=multistep.dpmpp_2m),
+    "bdia": Sampler(forward=multistep.bdia, inverse=multistep.bdia, exact=True),  # gamma 1 is its own inverse
+    "obelm": Sampler(forward=multistep.obelm, inverse=multistep.obelm, exact=True),
 }
 # Of a clamped row, where its direction comes from: the network's own ε ("raw"), or the ε that the clamped P implies
 Direction = Literal["raw", "clamped"]
@@ -49,7 +62,7 @@ def _rows(
     clip: bool = False,
     direction: Direction = "clamped",
     branch: ArrayLike = Branch.NONE,
-    edit_scale: float = 1.0,
+    edit_scale: ArrayLike = 1.0,
 ) -> Rows:
     """One row per step from level `ab` to level `ab_next`; `t` is what the network is told.
 
@@ -152,7 +165,7 @@ def edit(
     branch: Branch = Branch.ASYMMETRIC,
     t_edit: int = 0,
     t_boost: int = 0,
-    edit_scale: float = 1.0,
+    edit_scale: ArrayLike = 1.0,
     eta: float = 0.0,
     large: bool = False,
     clip: bool = False,
@@ -162,7 +175,7 @@ def edit(
 
     Rows with t ≥ t_edit inject Δh·edit_scale: into P alone (asymmetric), or into P and the direction
     (symmetric: Haas et al. 2024). Rows with t < t_boost are DDPM's (eta = 1) and take a draw; those above have `eta`.
-    large, clip, direction: as `ddim` has them.
+    edit_scale: of asymmetric rows, one for all or one per timestep. large, clip, direction: as `ddim` has them.
     """
     if branch == Branch.NONE:
         raise ArgumentError("branch: found none, expected asymmetric or symmetric")

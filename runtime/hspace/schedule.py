@@ -41,6 +41,11 @@ class Schedule:
         """T, the number of timesteps that the model was trained with."""
         return int(self.alphas_cumprod.size)
 
+    @property
+    def log_snr(self) -> NDArray[np.float64]:
+        """float64 [T]: log(α/σ), falling; half of the logarithm of the signal-to-noise ratio."""
+        return 0.5 * (np.log(self.alphas_cumprod) - np.log1p(-self.alphas_cumprod))
+
     @classmethod
     def from_betas(cls, betas: ArrayLike) -> Schedule:
         """The schedule with the given β (float [T], each within (0, 1)): ᾱ_t = Π_{s ≤ t} (1 − β_s)."""
@@ -64,7 +69,8 @@ class Schedule:
         return cls.from_betas(np.minimum(1 - f[1:] / f[:-1], max_beta))
 
 
-def _diffae(steps: int, total: int) -> Timesteps:
+def _diffae(steps: int, schedule: Schedule) -> Timesteps:
+    total = schedule.timesteps
     stride = -(-total // steps)
     found = np.arange(0, total, stride, dtype=np.int64)
     if found.size != steps:
@@ -76,23 +82,47 @@ def _diffae(steps: int, total: int) -> Timesteps:
     return found
 
 
-def _asyrp(steps: int, total: int) -> Timesteps:
-    return (np.linspace(0, 1, steps) * (total - 1) + 1e-6).astype(np.int64)
+def _asyrp(steps: int, schedule: Schedule) -> Timesteps:
+    return (np.linspace(0, 1, steps) * (schedule.timesteps - 1) + 1e-6).astype(np.int64)
 
 
-def _leading(steps: int, total: int) -> Timesteps:
-    return np.arange(steps, dtype=np.int64) * (total // steps)
+def _leading(steps: int, schedule: Schedule) -> Timesteps:
+    return np.arange(steps, dtype=np.int64) * (schedule.timesteps // steps)
 
 
-def _linspace(steps: int, total: int) -> Timesteps:
-    return np.linspace(0, total - 1, steps).round().astype(np.int64)
+def _linspace(steps: int, schedule: Schedule) -> Timesteps:
+    return np.linspace(0, schedule.timesteps - 1, steps).round().astype(np.int64)
 
 
-def _trailing(steps: int, total: int) -> Timesteps:
+def _trailing(steps: int, schedule: Schedule) -> Timesteps:
+    total = schedule.timesteps
     return np.round(np.arange(total, 0, -total / steps)).astype(np.int64)[:steps][::-1] - 1
 
 
-SPACINGS: dict[str, Callable[[int, int], Timesteps]] = {
+def _logsnr(steps: int, schedule: Schedule) -> Timesteps:
+    levels = -schedule.log_snr
+    return _nearest(levels, np.linspace(levels[-1], levels[0], steps)[::-1])
+
+
+def _karras(steps: int, schedule: Schedule) -> Timesteps:
+    levels = -schedule.log_snr  # log(σ/α)
+    roots = np.linspace(np.exp(levels[-1] / 7), np.exp(levels[0] / 7), steps)[::-1]
+    return _nearest(levels, 7 * np.log(roots))
+
+
+def _quadratic(steps: int, schedule: Schedule) -> Timesteps:
+    last = schedule.timesteps - 1
+    return _nearest(np.arange(last + 1.0), np.linspace(np.sqrt(last), 0, steps)[::-1] ** 2)
+
+
+def _nearest(levels: NDArray[np.float64], wanted: NDArray[np.float64]) -> Timesteps:
+    """The timesteps whose levels are nearest to those wanted, both ascending, moved apart where several are one."""
+    t, each = np.interp(wanted, levels, np.arange(len(levels))).round().astype(np.int64), np.arange(len(wanted))
+    apart = np.maximum.accumulate(t - each) + each
+    return np.minimum(apart, len(levels) - len(wanted) + each)
+
+
+SPACINGS: dict[str, Callable[[int, Schedule], Timesteps]] = {
     # DiffAE: multiples of the smallest integer stride that gives `steps` timesteps
     "diffae": _diffae,
     # Asyrp: int(s + 1e-6) for s in linspace(0, 1, steps)·(total − 1)
@@ -101,17 +131,23 @@ SPACINGS: dict[str, Callable[[int, int], Timesteps]] = {
     "leading": _leading,
     "linspace": _linspace,
     "trailing": _trailing,
+    # uniform in log-SNR, log(α/σ) (Lu et al. 2022), from the last timestep to the first
+    "logsnr": _logsnr,
+    # σ/α^(1/7) uniform (Karras et al. 2022, equation 5, rho 7)
+    "karras": _karras,
+    # sqrt(t) uniform (Song et al. 2021, appendix D.2)
+    "quadratic": _quadratic,
 }
 
 
-def space_timesteps(spacing: str, steps: int, total: int) -> Timesteps:
+def space_timesteps(spacing: str, steps: int, schedule: Schedule) -> Timesteps:
     """The timesteps that a run of `steps` steps visits, ascending.
 
-    spacing: a name in `SPACINGS`. steps: 1…min(1000, total). total: the schedule's T.
+    spacing: a name in `SPACINGS`. steps: 1…min(1000, T).
     Returns int64 [steps], distinct, within [0, total).
     Raises ArgumentError for an unknown spacing, or a number of steps that the spacing cannot give.
     """
     if spacing not in SPACINGS:
         raise ArgumentError(f"spacing: found {spacing!r}, expected one of {', '.join(SPACINGS)}")
-    check_whole("steps", steps, 1, min(1000, total))
-    return SPACINGS[spacing](int(steps), total)
+    check_whole("steps", steps, 1, min(1000, schedule.timesteps))
+    return SPACINGS[spacing](int(steps), schedule)

@@ -148,57 +148,31 @@ def test_verify_nothing(cli: Cli, tmp_path: Path) -> None:
     cli("verify").error(2, "Missing argument 'BUNDLE'")
 
 
-# --- bench and doctor ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("family", ["diffae", "asyrp"])
-def test_bench_json(family: str, cli: Cli, _null_bundles: dict[str, Path]) -> None:
-    options = ["--batch", 2, "--repeat", 3, "--calls", 2, "--steps", 4, "--json"]
-    found = cli("bench", "-b", _null_bundles[family], "--engine", "null", *options).check().json
-    assert found.keys() == {"machine", "milliseconds"}
-    assert found["machine"].keys() == {"processor", "cores", "system", "versions", "engine", "batch"}
-    assert (found["machine"]["engine"], found["machine"]["batch"]) == ("null", 2)
-    parts = {"trunk", "head", "head ×2", "inject", "update", "step", "asymmetric step"}
-    parts |= {"encoder", "latent"} if family == "diffae" else set()
-    calls = {"call encode", "call decode", "call edit"}
-    assert found["milliseconds"].keys() == parts | calls
-    for name, times in found["milliseconds"].items():
-        assert times.keys() == {"p50", "p95", "p99", "min", "count"}
-        assert 0 < times["min"] <= times["p50"] <= times["p95"] <= times["p99"]
-        assert times["count"] == (2 if name in calls else 3)
-
-
-def test_bench_table(cli: Cli, bundle: Path) -> None:
-    out = cli("bench", "-b", bundle, "--engine", "null", "--repeat", 1, "--calls", 1, "--steps", 2).check().out
-    header = out.split("\n\n")[1].splitlines()[0]
-    assert header.split() == ["milliseconds", "p50", "p95", "p99", "min", "rounds"]
-    assert "engine null; batch 1" in out and "asymmetric step" in out
-
-
-@pytest.mark.parametrize("option", ["--batch", "--repeat", "--calls"])
-def test_bench_refusals(option: str, cli: Cli, bundle: Path) -> None:
-    cli("bench", "-b", bundle, "--engine", "null", option, 0).error(
-        2, f"{option}: found 0, expected a whole number from 1 to"
-    )
+# --- doctor --------------------------------------------------------------------------------------------
 
 
 def test_doctor(cli: Cli) -> None:
     out = cli("doctor").check().out
-    rows = {line.split()[0]: line.split()[1] for line in out.splitlines()[:3]}
-    assert rows == {"engine": "runs", "onnx": "yes", "null": "yes"}
-    assert "engine auto: onnx" in out and f"hspace {hspace.__version__}" in out
+    rows = {line.split()[0]: line.split()[1] for line in out.splitlines()[:4]}
+    assert rows == {"engine": "runs", "openvino": "yes", "onnx": "yes", "null": "yes"}
+    assert "engine auto: the fastest of openvino, onnx that" in out and f"hspace {hspace.__version__}" in out
 
 
 def test_doctor_json(cli: Cli) -> None:
     found = cli("doctor", "--json").check().json
-    assert found.keys() == {"engines", "auto", "python", "machine", "packages"}
+    assert found.keys() == {"engines", "auto", "cache", "python", "machine", "packages"}
     assert found["engines"]["null"] == {"runs": True, "why_not": None}
-    assert found["auto"] == "onnx" and found["packages"]["hspace"] == hspace.__version__
+    assert found["auto"]["engine"] is None and found["packages"]["hspace"] == hspace.__version__
+
+
+def test_doctor_says_what_auto_is_for_a_bundle(cli: Cli) -> None:
+    found = cli("doctor", "-b", "bundles/avatars32", "--json").check().json
+    assert found["auto"]["engine"] in ("openvino", "onnx") and "times as long" in found["auto"]["why"]
 
 
 def test_doctor_says_why_not(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hspace.engines.onnx.unavailable", lambda: "no such processor")
     found = cli("doctor", "--json").check().json
     assert found["engines"]["onnx"] == {"runs": False, "why_not": "no such processor"}
-    assert found["auto"] is None
+    assert found["auto"]["why"] == "the fastest of openvino that is accurate"
     assert "no such processor" in cli("doctor").check().out

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import secrets
+import shutil
 import threading
 from pathlib import Path
 
 import hspace
+import msgspec
 import numpy as np
 import pytest
 from hspace import Cancelled, Latent
+from hspace.amend import set_preset
+from hspace.bundle import Bundle
 from hspace.errors import ArgumentError, EngineError, LatentError
 from hspace.latent import slerp
+from hspace.schedule import Schedule
+
+from ..conftest import relative_error
 
 H_EDITS = [{}, {"block": 0.5}, {"table": -1.0, "block": 0.2}, {"haas": 0.7}, {"block": 1.0}]
 
@@ -226,7 +234,129 @@ def test_a_result_that_overflows_is_an_error(null_asyrp: hspace.Editor) -> None:
 
 
 def test_unknown_engines_and_presets(null_asyrp: hspace.Editor) -> None:
-    with pytest.raises(EngineError, match="found 'cuda', expected auto, onnx, null"):
+    with pytest.raises(EngineError, match="found 'cuda', expected auto, openvino, onnx, null"):
         hspace.open(null_asyrp.bundle.folder, engine="cuda")
     with pytest.raises(ArgumentError, match="preset: found 'fast', expected one of official"):
         null_asyrp.encode(images(1), preset="fast")
+
+
+# --- exact samplers -----------------------------------------------------------------------------------------
+
+
+def with_preset(editor: hspace.Editor, folder: Path, **changes: object) -> hspace.Editor:
+    """A copy of the editor's bundle, its default preset changed."""
+    bundle = Bundle(shutil.copytree(editor.bundle.folder, folder))
+    name, preset = bundle.preset()
+    set_preset(bundle, name, msgspec.structs.replace(preset, **changes), replace=True)
+    return hspace.open(folder, engine="null")
+
+
+EVERY = ["asyrp", "diffae", "trailing", "logsnr", "karras", "quadratic"]
+
+
+@pytest.mark.parametrize("spacing", EVERY)
+@pytest.mark.parametrize("sampler", ["bdia", "obelm"])
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("steps", [3, 10, 40])
+def test_exact_samplers_undo_their_encode(
+    null_editor: hspace.Editor, tmp_path: Path, sampler: str, spacing: str, clip: bool, steps: int
+) -> None:
+    """By way of a file, in float32, and in one call; without the state before x_T the image does not come back."""
+    seed = secrets.randbelow(2**31)
+    x, changes = images(3, seed), {"sampler": sampler, "spacing": spacing, "clip": clip}
+    editor = with_preset(null_editor, tmp_path / "b", encode_steps=steps, decode_steps=steps, **changes)
+    latent = editor.encode(x)
+    assert latent.x_prev is not None and not np.array_equal(latent.x_prev, latent.x_T)
+    latent.save(tmp_path / "l.safetensors")
+    back = editor.decode(Latent.load(tmp_path / "l.safetensors"), output="float32")
+    error = relative_error(back, x)
+    print(f"{sampler} {spacing} {clip} {steps}: {error:.1e}")
+    assert error <= 1e-4, f"seed {seed}: {error:.1e}"
+    assert np.array_equal(editor.reconstruct(x, output="float32"), back)
+    alone = Latent(latent.x_T, latent.z_sem, None, latent.provenance)
+    assert relative_error(editor.decode(alone, output="float32"), x) > 1e-3
+
+
+def test_a_decode_that_cannot_go_on_starts_from_x_T(null_editor: hspace.Editor, tmp_path: Path) -> None:
+    """With other steps, another sampler, another spacing, or no state before x_T: as if there were none, to the bit."""
+    base = {"sampler": "obelm", "spacing": "logsnr", "encode_steps": 8, "decode_steps": 8}
+    editor = with_preset(null_editor, tmp_path / "b", **base)
+    latent = editor.encode(images(2))
+    alone = Latent(latent.x_T, latent.z_sem, None, latent.provenance)
+    told = {"sampler": "obelm", "spacing": "logsnr", "encode_steps": "8"}
+    assert told.items() <= latent.provenance.items()
+    others = [(editor, o) for o in ({"steps": 6}, {"sampler": "ddim"}, {"sampler": "bdia"}, {"sampler": "ddpm"})]
+    for name, changes in (("s", {"spacing": "karras"}), ("n", {"decode_steps": 9}), ("m", {"sampler": "bdia"})):
+        others.append((with_preset(null_editor, tmp_path / name, **{**base, **changes}), {}))
+    for other, options in others:
+        expected = other.decode(alone, output="float32", **options)
+        assert np.array_equal(other.decode(latent, output="float32", **options), expected), options
+    for lost in told:  # a latent of which it is not known how it was made
+        some = {k: v for k, v in latent.provenance.items() if k != lost}
+        found = editor.decode(Latent(latent.x_T, latent.z_sem, latent.x_prev, some), output="float32")
+        assert np.array_equal(found, editor.decode(alone, output="float32")), lost
+    assert not np.array_equal(editor.decode(latent), editor.decode(alone))
+    split = editor.edit(images(2), None, steps=(8, 6), output="float32")
+    assert np.array_equal(split, editor.decode(alone, steps=6, output="float32"))
+
+
+def test_only_exact_samplers_keep_the_state_before(null_editor: hspace.Editor, tmp_path: Path) -> None:
+    """And only over at least 3 steps, since the first row has no state before it; fewer decode from x_T."""
+    for sampler in ("ddim", "ddpm", "dpmpp_2m"):
+        editor = with_preset(null_editor, tmp_path / sampler, sampler=sampler, encode_steps=8, spacing="logsnr")
+        assert editor.encode(images(1)).x_prev is None
+    editor = with_preset(null_editor, tmp_path / "b", sampler="bdia", spacing="logsnr")
+    assert editor.encode(images(1), steps=2).x_prev is None
+    assert editor.encode(images(1), steps=3).x_prev is not None
+    assert editor.edit(images(1), None, steps=2).shape == (1, 8, 8, 3)
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "bdia", "obelm"])
+def test_second_order_decodes_do_not_depend_on_the_batch(
+    null_editor: hspace.Editor, tmp_path: Path, sampler: str
+) -> None:
+    """Each image has its own state before and P before; those that go on from an encode as well."""
+    changes = {"sampler": sampler, "spacing": "logsnr", "encode_steps": 6, "decode_steps": 6}
+    editor = with_preset(null_editor, tmp_path / "b", **changes)
+    x, options = images(5), {"t_boost": 100, "seed": 3, "output": "float32"}
+    alone = [editor.edit(x[i : i + 1], H_EDITS[i], image_numbers=[i], **options)[0] for i in range(5)]
+    together = hspace.Editor(editor.bundle, editor.engine, batch_size=2).edit(x, H_EDITS, **options)
+    for i in range(5):
+        assert np.array_equal(together[i], alone[i]), i
+    assert len({a.tobytes() for a in alone}) == 5
+    stacked = Latent.stack([editor.encode(x[i : i + 1]) for i in range(5)])
+    assert np.array_equal(editor.decode(stacked, H_EDITS, **options), together)
+
+
+def test_timelines_of_decodes_that_go_on(null_editor: hspace.Editor, tmp_path: Path) -> None:
+    """Their rows are fewer, and the frames are of those that ran."""
+    changes = {"sampler": "bdia", "spacing": "quadratic", "encode_steps": 9, "decode_steps": 9}
+    editor, seen = with_preset(null_editor, tmp_path / "b", **changes), []
+    latent = editor.encode(images(2))
+    timesteps, frames = editor.timeline(latent, 3, output="float32")
+    editor.decode(latent, on_step=lambda s: seen.append((int(s.t[0]), s.x_0.copy())))
+    assert timesteps.tolist() == [seen[k][0] for k in (0, len(seen) // 2, -1)]
+    assert np.array_equal(frames[-1], seen[-1][1]) and np.array_equal(frames[0], seen[0][1])
+
+
+@pytest.mark.parametrize("spacing", ["asyrp", "leading", "trailing", "logsnr", "karras", "quadratic"])
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "bdia", "obelm"])
+def test_edit_scale_over_every_spacing(
+    null_asyrp: hspace.Editor, tmp_path: Path, spacing: str, sampler: str
+) -> None:
+    """n_train/n_run, or where steps differ in length what all timesteps up to the last would have moved P by."""
+    editor = with_preset(null_asyrp, tmp_path / "b", spacing=spacing, sampler=sampler)
+    s = np.exp(-Schedule.linear().log_snr)
+    for n in (1, 2, 7, 40, 1000):
+        rows = editor.program("edit", edits={"block": 1.0}, steps=n, t_edit=0).rows
+        assert len(rows) == n
+        if spacing in ("asyrp", "leading", "trailing"):
+            assert np.allclose(rows["edit_scale"], 4 / n, rtol=1e-6)  # trained at 4
+            continue
+        moves = rows["edit_scale"].astype(float) * rows["sigma"] / rows["alpha"]
+        assert np.isclose(moves.sum(), 4 / 1000 * s[: rows["t"].max() + 1].sum(), rtol=1e-6)
+        below = [*rows["t"][1:], -1]
+        for row, t_below, move in zip(rows, below, moves, strict=True):
+            assert np.isclose(move, 4 / 1000 * s[t_below + 1 : row["t"] + 1].sum(), rtol=1e-5)
+        later = editor.program("edit", edits={"block": 1.0}, steps=n, t_edit=400).rows
+        assert np.array_equal(later["edit_scale"], np.where(rows["t"] >= 400, rows["edit_scale"], 0))

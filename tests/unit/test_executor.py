@@ -106,7 +106,7 @@ def test_the_row_formula(seed: int, branch: Branch) -> None:
 def test_a_mixed_batch_is_its_samples_one_by_one() -> None:
     """Different programs, lengths, edits and branches in one batch: each sample as if alone, to the last bit."""
     schedule, x = Schedule.linear(), states(6)
-    ts = [space_timesteps("asyrp", n, 1000) for n in (4, 9, 6)]
+    ts = [space_timesteps("asyrp", n, Schedule.linear()) for n in (4, 9, 6)]
     programs = [
         Program.from_rows("a", samplers.ddim(schedule, ts[0])),
         Program.from_rows("b", samplers.edit(schedule, ts[1], t_edit=400, t_boost=200)),
@@ -123,7 +123,7 @@ def test_a_mixed_batch_is_its_samples_one_by_one() -> None:
 
 
 def test_only_samples_with_an_edit_in_their_row_are_doubled() -> None:
-    schedule, ts = Schedule.linear(), space_timesteps("asyrp", 4, 1000)
+    schedule, ts = Schedule.linear(), space_timesteps("asyrp", 4, Schedule.linear())
     rows = samplers.edit(schedule, ts, t_edit=500)
     program, plain = Program.from_rows("edit", rows), Program.from_rows("plain", samplers.ddim(schedule, ts))
     symmetric = Program.from_rows("symmetric", samplers.edit(schedule, ts, branch=Branch.SYMMETRIC))
@@ -144,7 +144,9 @@ def test_only_samples_with_an_edit_in_their_row_are_doubled() -> None:
 
 def test_finished_samples_are_not_evaluated() -> None:
     schedule = Schedule.linear()
-    short, long = (Program.from_rows("p", samplers.ddim(schedule, space_timesteps("asyrp", n, 1000))) for n in (2, 5))
+    short, long = (
+        Program.from_rows("p", samplers.ddim(schedule, space_timesteps("asyrp", n, Schedule.linear()))) for n in (2, 5)
+    )
     engine = Formula()
     run(Batch(states(3), [short, long, short], Noise(0, np.arange(3))), engine)
     assert engine.trunks == [3, 3, 1, 1, 1]

@@ -15,7 +15,7 @@ from hspace.schedule import Schedule, space_timesteps
 
 @pytest.fixture
 def program() -> Program:
-    ts = space_timesteps("asyrp", 7, 1000)
+    ts = space_timesteps("asyrp", 7, Schedule.linear())
     rows = samplers.edit(Schedule.linear(), ts, t_edit=500, t_boost=300, edit_scale=40 / 7)
     return Program.from_rows("edit", rows)
 

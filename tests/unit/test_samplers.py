@@ -28,7 +28,7 @@ schedules = st.one_of(
 
 
 def timesteps_of(schedule: Schedule, steps: int) -> np.ndarray:
-    return space_timesteps("asyrp", min(steps, schedule.timesteps), schedule.timesteps)
+    return space_timesteps("asyrp", min(steps, schedule.timesteps), schedule)
 
 
 def apply(row, x, eps, eps_edit, z):
@@ -151,7 +151,7 @@ def test_ddpm_with_the_large_variance(schedule: Schedule, steps: int, clip: bool
     x, eps, _, z = inputs(seed)
     ts = timesteps_of(schedule, steps)
     ab = schedule.alphas_cumprod[ts]
-    eta, large = samplers.SAMPLERS["ddpm_large"]
+    eta, large, *_ = samplers.SAMPLERS["ddpm_large"]
     rows = samplers.ddim(schedule, ts, eta=eta, large=large, clip=clip)[::-1]
     for i, row in enumerate(rows):
         below = ab[i - 1] if i else 1.0
@@ -227,4 +227,4 @@ def test_every_spacing_says_whose_conventions_it_follows() -> None:
 )
 def test_refusals(build, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
-        build(Schedule.linear(), space_timesteps("asyrp", 5, 1000))
+        build(Schedule.linear(), space_timesteps("asyrp", 5, Schedule.linear()))

@@ -52,13 +52,13 @@ def test_a_schedule_must_fall_within_0_and_1(values: list[float]) -> None:
     ],
 )
 def test_spacings(spacing: str, steps: int, expected: list[int]) -> None:
-    assert space_timesteps(spacing, steps, 1000).tolist() == expected
+    assert space_timesteps(spacing, steps, Schedule.linear()).tolist() == expected
 
 
 @given(st.sampled_from(sorted(SPACINGS)), st.integers(1, 1000))
 def test_every_spacing_gives_distinct_ascending_timesteps(spacing: str, steps: int) -> None:
     try:
-        found = space_timesteps(spacing, steps, 1000)
+        found = space_timesteps(spacing, steps, Schedule.linear())
     except ArgumentError:
         assert spacing == "diffae"
         return
@@ -72,14 +72,99 @@ def test_diffae_names_the_nearest_valid_steps(steps: int) -> None:
     valid = {len(range(0, 1000, i)) for i in range(1, 1001)}
     if steps in valid:
         stride = next(i for i in range(1, 1001) if len(range(0, 1000, i)) == steps)
-        assert space_timesteps("diffae", steps, 1000).tolist() == list(range(0, 1000, stride))
+        assert space_timesteps("diffae", steps, Schedule.linear()).tolist() == list(range(0, 1000, stride))
     else:
         below, above = max(v for v in valid if v < steps), min(v for v in valid if v > steps)
         with pytest.raises(ArgumentError, match=f"{below} and {above}$"):
-            space_timesteps("diffae", steps, 1000)
+            space_timesteps("diffae", steps, Schedule.linear())
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1001, 2.0, True, None, "10"])
 def test_steps_outside_1_to_1000_are_refused(steps: object) -> None:
     with pytest.raises(ArgumentError, match="expected a whole number from 1 to 1000"):
-        space_timesteps("asyrp", steps, 1000)  # type: ignore[arg-type]
+        space_timesteps("asyrp", steps, Schedule.linear())  # type: ignore[arg-type]
+
+
+# --- uneven spacings ----------------------------------------------------------------------------------------
+
+UNEVEN = ("logsnr", "karras", "quadratic")
+short = st.one_of(
+    st.builds(Schedule.cosine, st.integers(2, 50)),
+    st.builds(Schedule.const, st.floats(1e-4, 0.3), st.integers(2, 50)),
+    st.builds(Schedule.linear, st.integers(2, 50), st.floats(1e-5, 1e-2), st.floats(2e-2, 0.5)),
+    st.builds(lambda falls: Schedule(np.cumprod(falls)), st.lists(st.floats(0.05, 0.99), min_size=2, max_size=50)),
+)
+
+
+def roots(spacing: str, steps: int, schedule: Schedule) -> np.ndarray:
+    """The levels wanted, in timesteps from last to first, independently: t, or where the schedule has the level."""
+    ab = schedule.alphas_cumprod
+    s, grid = np.sqrt((1 - ab) / ab), np.arange(steps) / (steps - 1)
+    if spacing == "quadratic":
+        return (schedule.timesteps - 1) * (1 - grid) ** 2
+    if spacing == "logsnr":
+        wanted = s[-1] * (s[0] / s[-1]) ** grid
+    else:  # Karras et al. 2022, equation 5
+        wanted = (s[-1] ** (1 / 7) + grid * (s[0] ** (1 / 7) - s[-1] ** (1 / 7))) ** 7
+    return np.interp(np.log(wanted), np.log(s), np.arange(len(s)))
+
+
+@given(st.sampled_from(UNEVEN), short)
+def test_uneven_spacings_of_short_schedules(spacing: str, schedule: Schedule) -> None:
+    """At every number of steps: distinct, ascending, within range, the last timestep always among them."""
+    total = schedule.timesteps
+    for steps in range(1, total + 1):
+        found = space_timesteps(spacing, steps, schedule)
+        assert found.shape == (steps,) and found.dtype == np.int64
+        assert (np.diff(found) > 0).all() and found[0] >= 0 and found[-1] == total - 1
+        assert steps == 1 or found[0] == 0
+    assert found.tolist() == list(range(total))
+
+
+@pytest.mark.parametrize("spacing", UNEVEN)
+@pytest.mark.parametrize("schedule", [Schedule.linear(), Schedule.cosine(), Schedule.const()], ids=["lin", "cos", "const"])
+def test_uneven_spacings_follow_their_formulas(spacing: str, schedule: Schedule) -> None:
+    """The timesteps nearest to the levels at every number of steps; where several are one, the later ones go up, and
+    what then lies beyond the last goes down."""
+    assert space_timesteps(spacing, 1, schedule).tolist() == [999]
+    for steps in range(2, 1001):
+        found, wanted = space_timesteps(spacing, steps, schedule), roots(spacing, steps, schedule)[::-1]
+        lower, upper = (apart(np.clip(wanted + e, 0, 999)) for e in (-1e-6, 1e-6))  # rounding may go either way
+        assert (lower <= found).all() and (found <= upper).all(), steps
+
+
+def apart(wanted: np.ndarray) -> np.ndarray:
+    """The nearest timesteps, moved apart one by one."""
+    t = [round(w) for w in wanted]
+    for i in range(1, len(t)):
+        t[i] = max(t[i], t[i - 1] + 1)
+    t[-1] = min(t[-1], 999)
+    for i in reversed(range(len(t) - 1)):
+        t[i] = min(t[i], t[i + 1] - 1)
+    return np.array(t)
+
+
+def test_log_snr_falls_evenly() -> None:
+    """Within what a timestep is worth, where the steps are few: over the linear schedule from first to last."""
+    schedule = Schedule.linear()
+    for steps in range(2, 11):
+        found = space_timesteps("logsnr", steps, schedule)
+        assert found[[0, -1]].tolist() == [0, 999]
+        log_snr, worth = schedule.log_snr, -np.diff(schedule.log_snr, append=np.nan)
+        even = np.linspace(log_snr[0], log_snr[-1], steps)
+        around = np.fmax(worth[found], worth[found - 1])  # a timestep up, or down
+        assert (np.abs(log_snr[found] - even)[1:-1] <= around[1:-1] / 2 * 1.1).all(), steps
+        assert np.allclose(np.diff(log_snr[found]), (log_snr[-1] - log_snr[0]) / (steps - 1), rtol=0.06), steps
+
+
+@pytest.mark.parametrize(
+    ("spacing", "expected"),
+    [
+        ("logsnr", [0, 5, 22, 73, 202, 410, 603, 757, 886, 999]),
+        ("karras", [0, 18, 102, 301, 511, 663, 775, 864, 937, 999]),
+        ("quadratic", [0, 12, 49, 111, 197, 308, 444, 604, 789, 999]),
+    ],
+)
+def test_uneven_spacings_of_10_steps(spacing: str, expected: list[int]) -> None:
+    """What presets out there were made with stays."""
+    assert space_timesteps(spacing, 10, Schedule.linear()).tolist() == expected

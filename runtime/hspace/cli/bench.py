@@ -2,59 +2,109 @@
 
 from __future__ import annotations
 
-import os
-import platform
-from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import click
 
-from .. import bench as benchmark
+from ..bench import report as reports
 from ..checks import check_whole
+from ..errors import OutputError
+from ..files import write_atomically
 from . import common
+from .outputs import check_outputs
+
+
+class Names(common.ParamType[tuple[str, ...]]):
+    """NAME or NAME,NAME."""
+
+    name = "NAME[,NAME…]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        return tuple(value.split(",")) if isinstance(value, str) else tuple(value)
+
+
+class Batches(common.ParamType[tuple[int, ...]]):
+    """N or N,N."""
+
+    name = "N[,N…]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        try:
+            return tuple(dict.fromkeys(int(n) for n in str(value).split(",")))
+        except ValueError:
+            self.fail(f"found {value!r}, expected whole numbers with commas between", param, ctx)
+
+
+# common.opening, but with several engines
+_opening = common.stack(
+    click.option(
+        "-b", "--bundle", required=True, envvar="HSPACE_BUNDLE", help="The bundle's folder. [env: HSPACE_BUNDLE]"
+    ),
+    click.option(
+        "--engine",
+        "engines",
+        type=Names(),
+        multiple=True,
+        help="auto, or engines' names, side by side. [default: auto]",
+    ),
+    click.option("--threads", type=int, help="How many threads the engine may use. [default: all cores]"),
+    click.option("--batch-size", type=int, help="Images per network evaluation. [default: 65536 / size²]"),
+)
 
 
 @click.command()
-@common.opening
-@click.option("--batch", type=int, default=1, show_default=True, help="Samples in a step, and images in a call.")
+@_opening
+@click.option(
+    "--batch", "batches", type=Batches(), default="1", show_default=True,
+    help="Samples in a step, and images in a call; at further ones, the steps alone.",
+)  # fmt: skip
 @click.option("--repeat", type=int, default=20, show_default=True, help="Rounds of the parts.")
 @click.option("--calls", type=int, default=3, show_default=True, help="Rounds of whole calls.")
 @click.option("--steps", type=int, help="Steps of whole calls, instead of the default preset's.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Also draw it: a PNG.")
+@click.option("--force", is_flag=True, help="Replace a picture that exists.")
 @common.as_json
-def bench(batch: int, repeat: int, calls: int, steps: int | None, as_json: bool, **options: Any) -> None:
-    """Latency of each part of a step and of whole calls, in milliseconds: p50, p95 and p99.
+def bench(
+    bundle: str,
+    engines: tuple[tuple[str, ...], ...],
+    batches: tuple[int, ...],
+    repeat: int,
+    calls: int,
+    plot: Path | None,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Latency of each part of a step and of whole calls, and what it is made of.
 
-    "update" is everything of a step that is not network evaluation. Parts are timed in turn, so compare them by ratio.
+    Engines take turns in the same rounds, so compare them by ratio. Then: network evaluations, arithmetic (GFLOP) and
+    traffic (MB) of each part, against the peak of this machine's matrix units; what of a step is not network
+    evaluation ("update"); start-up and memory of a fresh process.
 
     \b
     Examples:
       hspace bench -b bundles/avatars32
-      hspace bench -b bundles/avatars32 --batch 8 --steps 20 --json
+      hspace bench -b bundles/avatars32 --engine openvino,onnx --steps 20 --plot bench.png
+      hspace bench -b bundles/avatars32 --batch 1,2,4,8 --steps 20 --json
     """
-    for name, value in (("--batch", batch), ("--repeat", repeat), ("--calls", calls)):
-        check_whole(name, value)
-    editor = common.open_editor(options)
-    found = benchmark.measure(editor, batch=batch, repeat=repeat, calls=calls, steps=steps)
-    machine = {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "versions": {p: metadata.version(p) for p in ("hspace", "numpy", "onnxruntime")},
-        "engine": editor.engine.name,
-        "batch": batch,
-    }
-    rows = [[n, *(f"{t[k]:.2f}" for k in ("p50", "p95", "p99", "min")), str(int(t["count"]))] for n, t in found.items()]
-    versions = ", ".join(f"{p} {v}" for p, v in machine["versions"].items())
-    text = (
-        f"{machine['processor']}, {machine['cores']} cores; {versions}; engine {editor.engine.name}; batch {batch}\n\n"
-    )
-    text += common.table(["milliseconds", "p50", "p95", "p99", "min", "rounds"], rows)
-    common.emit(as_json, {"machine": machine, "milliseconds": found}, text)
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as f:
-            return next(line.split(":", 1)[1].strip() for line in f if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    for name, values in (("--batch", batches), ("--repeat", [repeat]), ("--calls", [calls])):
+        for value in values:
+            check_whole(name, value)
+    if plot is not None:
+        if plot.suffix.lower() != ".png":
+            raise OutputError(f"{plot}: expected a name that ends in .png")
+        check_outputs([plot], [], force)
+        try:
+            from ..bench.plot import plot as draw
+        except ImportError as e:
+            raise click.ClickException(
+                f"hspace bench --plot needs the package {e.name}: pip install 'hspace[bench]'"
+            ) from None
+    names = [name for given in engines for name in given] or ["auto"]
+    found = reports.report(bundle, names, batches=batches, repeat=repeat, calls=calls, **options)
+    if plot is not None:
+        write_atomically(plot, draw(found))
+    blocks = ["\n".join(reports.heading(found)), *(common.table(t.headers, t.rows) for t in reports.tables(found))]
+    blocks.append("\n".join(reports.closing(found)))
+    common.emit(as_json, found, "\n\n".join(blocks))

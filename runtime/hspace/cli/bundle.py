@@ -13,7 +13,7 @@ import msgspec
 from ..attributes import check_names, compile_edit, read_attribute, summary
 from ..bundle import Bundle
 from ..editor import Editor
-from ..engines import AUTO_ORDER, ENGINES, open_engine, unavailable
+from ..engines import AUTO, ENGINES, cache, choose, open_engine, unavailable
 from ..plans import Planner
 from . import common, outputs
 
@@ -117,34 +117,46 @@ def verify(bundle: Path, engine: str, as_json: bool) -> None:
 
 
 @click.command()
+@click.option(
+    "-b", "--bundle", type=click.Path(path_type=Path), help="Say which engine `auto` is for this bundle, and why."
+)
 @common.as_json
-def doctor(as_json: bool) -> None:
+def doctor(bundle: Path | None, as_json: bool) -> None:
     """Which engines can run here, and why the others cannot.
 
     \b
     Examples:
       hspace doctor
+      hspace doctor -b bundles/avatars32
     """
     reasons = {name: unavailable(name) for name in ENGINES}
-    chosen = next((name for name in AUTO_ORDER if reasons[name] is None), None)
+    chosen, why = None, "the fastest of " + ", ".join(n for n in AUTO if reasons[n] is None) + " that is accurate"
+    if bundle is not None:
+        engine, why = choose(Bundle(bundle))
+        chosen = engine.name
     versions = {}
-    for package in ("hspace", "numpy", "onnxruntime", "pillow", "safetensors", "torch", "onnx"):
+    for package in ("hspace", "numpy", "onnxruntime", "openvino", "pillow", "safetensors", "torch", "onnx"):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = ""
     found = {
         "engines": {n: {"runs": r is None, "why_not": r} for n, r in reasons.items()},
-        "auto": chosen,
+        "auto": {"engine": chosen, "why": why},
+        "cache": str(cache.folder()),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         "packages": versions,
     }
     rows = [[n, "yes" if r is None else "no", r or _NOTES.get(n, "")] for n, r in reasons.items()]
-    text = "\n".join(f"{n:<8}{runs:<6}{why}".rstrip() for n, runs, why in [["engine", "runs", ""], *rows])
-    text += f"\n\nengine auto: {chosen or 'none can run'}\npython {found['python']}, {found['machine']}\n"
+    text = "\n".join(f"{n:<10}{runs:<6}{says}".rstrip() for n, runs, says in [["engine", "runs", ""], *rows])
+    text += f"\n\nengine auto: {why}\ncache: {cache.folder()}\npython {found['python']}, {found['machine']}\n"
     text += ", ".join(f"{p} {v or 'not installed'}" for p, v in versions.items())
     common.emit(as_json, found, text)
 
 
-_NOTES = {"onnx": "ONNX Runtime on the CPU", "null": "computes nothing real: for tests and for measuring overhead"}
+_NOTES = {
+    "openvino": "OpenVINO on the CPU, in bfloat16 where the CPU has it",
+    "onnx": "ONNX Runtime on the CPU",
+    "null": "computes nothing real: for tests and for measuring overhead",
+}

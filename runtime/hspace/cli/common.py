@@ -62,7 +62,12 @@ class Strength(ParamType[tuple[str, float]]):
 
 
 engine = stack(
-    click.option("--engine", default="auto", show_default=True, help="auto, onnx or null."),
+    click.option(
+        "--engine",
+        default="auto",
+        show_default=True,
+        help="auto (the fastest that is accurate), openvino, onnx or null.",
+    ),
     click.option("--threads", type=int, help="How many threads the engine may use. [default: all cores]"),
     click.option("--batch-size", type=int, help="Images per network evaluation. [default: 65536 / size²]"),
 )

@@ -1,7 +1,7 @@
 """Engines evaluate a bundle's components. Each is a module found by name and imported when asked for.
 
 To add one: a module with `unavailable()`, which says why it cannot run here (or None), and `open_engine(bundle,
-threads)`, which returns an `Engine`; then its line in `ENGINES`, and its place in `AUTO_ORDER` if `auto` may take it.
+threads)`, which returns an `Engine`; then its line in `ENGINES`, and in `AUTO` if `auto` may take it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ENGINES = {
     "onnx": "hspace.engines.onnx",
     "null": "hspace.engines.null",
 }
-AUTO_ORDER = ("onnx",)  # fastest first; `null` computes nothing real, so `auto` never takes it
+AUTO = ("openvino", "onnx")  # what `auto` may take; `null` computes nothing real
 
 
 class Engine(Protocol):
@@ -45,17 +45,27 @@ def unavailable(name: str) -> str | None:
 def open_engine(name: str, bundle: Bundle, threads: int | None = None) -> Engine:
     """The engine of that name on the bundle, with every component loaded and verified.
 
-    name: a key of `ENGINES`, or "auto": the first of `AUTO_ORDER` that can run here. threads: how many the engine
-    may use, by default its own choice. Raises EngineError where the name is unknown or the engine cannot run;
-    another one is never substituted.
+    name: a key of `ENGINES`, or "auto": the fastest of `AUTO` that can run here and passes the accuracy check of
+    `choice`, which says so at the log level INFO. threads: how many the engine may use, by default all cores that this
+    process may use. Raises EngineError where the name is unknown or the engine cannot run; another one is never
+    substituted.
     """
-    if name == "auto":
-        reasons = {candidate: unavailable(candidate) for candidate in AUTO_ORDER}
-        usable = [candidate for candidate, reason in reasons.items() if reason is None]
-        if not usable:
-            listed = "; ".join(f"{candidate}: {reason}" for candidate, reason in reasons.items())
-            raise EngineError(f"engine: none can run here: {listed}")
-        name = usable[0]
+    return choose(bundle, threads)[0] if name == "auto" else _load(name, bundle, threads)
+
+
+def choose(bundle: Bundle, threads: int | None = None) -> tuple[Engine, str]:
+    """What "auto" means for the bundle here: the engine, and in a line why it."""
+    from . import choice
+
+    reasons = {candidate: unavailable(candidate) for candidate in AUTO}
+    usable = [candidate for candidate, reason in reasons.items() if reason is None]
+    if choice.REFERENCE not in usable:
+        listed = "; ".join(f"{candidate}: {reason}" for candidate, reason in reasons.items() if reason is not None)
+        raise EngineError(f"engine auto: needs {choice.REFERENCE} to compare with, which cannot run here: {listed}")
+    return choice.choose(bundle, usable, lambda candidate: _load(candidate, bundle, threads))
+
+
+def _load(name: str, bundle: Bundle, threads: int | None) -> Engine:
     reason = unavailable(name)
     if reason is not None:
         raise EngineError(f"engine {name}: cannot run here: {reason}")

@@ -1,15 +1,23 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime on the CPU, in the graphs' own types.
+
+What `run` returns for the skips is ONNX Runtime's own (OrtValue; its `numpy()` is the array), so that they are not
+copied on their way from the trunk to the head.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import platform
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..bundle import Bundle
 from ..errors import BundleError, EngineError
+from . import cache
 from .signature import Port, check_signature
 
 _DTYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "int32": "tensor(int32)", "int64": "tensor(int64)"}
@@ -36,36 +44,59 @@ class OnnxEngine:
 
     name = "onnx"
     device = "cpu"
+    precision = "fp32"
 
     def __init__(self, bundle: Bundle, threads: int | None) -> None:
         import onnxruntime as ort
 
-        options = ort.SessionOptions()
+        self._ort = ort
+        self._components = bundle.manifest.components
+        threads = threads or cache.usable_cores()
+        self._sessions = {name: self._session(bundle, name, threads) for name in self._components}
+
+    def run(self, component: str, inputs: Mapping[str, Any]) -> list[Any]:
+        spec, value = self._components[component], self._ort.OrtValue
+        feeds = {
+            i.name: given
+            if isinstance(given := inputs[i.name], value)
+            else value.ortvalue_from_numpy(np.ascontiguousarray(given, dtype=i.dtype))
+            for i in spec.inputs
+        }
+        names = [o.name for o in spec.outputs]
+        try:
+            outputs = self._sessions[component].run_with_ort_values(names, feeds)
+        except Exception as e:
+            shapes = ", ".join(f"{k} {v.shape()}" for k, v in feeds.items())
+            raise EngineError(f"engine onnx: component {component} failed on {shapes}") from e
+        return [v if n.startswith("skip_") else v.numpy() for n, v in zip(names, outputs, strict=True)]
+
+    def _session(self, bundle: Bundle, component: str, threads: int) -> Any:
+        spec = self._components[component]
+        data, where = bundle.read_component(component), f"{bundle.folder / spec.file}"
+        options = self._ort.SessionOptions()
         options.log_severity_level = 4  # its warnings go to stderr unasked
-        options.intra_op_num_threads = threads or 0
+        options.intra_op_num_threads = threads
         # Idle workers that spin take the cores from the other sessions' workers and from NumPy's:
         # docs/decisions/0004-no-spinning.md has the figures.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._components = bundle.manifest.components
-        self._sessions = {}
-        for name, spec in self._components.items():
-            data, where = bundle.read_component(name), f"{bundle.folder / spec.file}"
+        about = f"{self._ort.__version__}|{cache.processor()}|{platform.machine()}|{spec.sha256}"
+        entry = cache.Entry("onnxruntime", hashlib.sha256(about.encode()).hexdigest())
+        optimised = entry.read()
+        if optimised is not None:
+            options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             try:
-                session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-            except Exception as e:  # ONNX Runtime's errors share no base class
+                return self._ort.InferenceSession(optimised, options, providers=["CPUExecutionProvider"])
+            except Exception:  # ONNX Runtime's errors share no base class
+                options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        with tempfile.TemporaryDirectory() as scratch:
+            options.optimized_model_filepath = str(Path(scratch) / "optimised.onnx")
+            try:
+                session = self._ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            except Exception as e:
                 raise BundleError(f"{where}: ONNX Runtime cannot load this graph") from e
             check_signature(spec, _ports(session.get_inputs()), _ports(session.get_outputs()), _DTYPES, where)
-            self._sessions[name] = session
-
-    def run(self, component: str, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        spec = self._components[component]
-        feeds = {i.name: np.ascontiguousarray(inputs[i.name], dtype=i.dtype) for i in spec.inputs}
-        try:
-            outputs: list[NDArray[Any]] = self._sessions[component].run([o.name for o in spec.outputs], feeds)
-        except Exception as e:
-            shapes = ", ".join(f"{k} {list(v.shape)}" for k, v in feeds.items())
-            raise EngineError(f"engine onnx: component {component} failed on {shapes}") from e
-        return outputs
+            entry.write(Path(options.optimized_model_filepath).read_bytes())
+        return session
 
 
 def _ports(ports: Any) -> list[Port]:

@@ -96,7 +96,7 @@ class OpenVinoEngine:
         self._compiled: dict[tuple[str, int, int], _Compiled] = {}
         self._lock = threading.Lock()
         for name in self._components:
-            self._compile(name, 1, 1)
+            self._compile(name, 1)
 
     def run(self, component: str, inputs: Mapping[str, Any]) -> list[Any]:
         spec = self._components[component]
@@ -109,11 +109,11 @@ class OpenVinoEngine:
     def _run(self, component: str, spec: Component, inputs: Mapping[str, NDArray[Any]]) -> list[Any]:
         chunks, parts = [], []
         for first, size in self._split(len(inputs[spec.inputs[0].name])):
-            compiled = self._compile(component, size, size)
-            request, keep = compiled.request(), []
+            compiled = self._compile(component, size)
+            request = compiled.request()
             for i in spec.inputs:
-                keep.append(np.ascontiguousarray(inputs[i.name][first : first + size], dtype=i.dtype))
-                request.set_tensor(i.name, self._ov.Tensor(keep[-1], shared_memory=True))
+                data = request.get_tensor(i.name).data
+                data[...] = np.reshape(inputs[i.name][first : first + size], data.shape)
             request.infer()
             parts.append([None if _is_skip(o.name) else request.get_tensor(o.name).data.copy() for o in spec.outputs])
             skips = {o.name: request.get_tensor(o.name) for o in spec.outputs if _is_skip(o.name)}
@@ -135,8 +135,10 @@ class OpenVinoEngine:
                 continue
             more = len(rows) - chunk.size
             m = chunk.size + (1 << (more - 1).bit_length() if more > 0 else 0)
+            if np.array_equal(source[rows], np.arange(chunk.first, chunk.first + chunk.size)):
+                m = 0
             compiled = self._compile("head", chunk.size, m)
-            request, keep = compiled.request(), []
+            request = compiled.request()
             for i in spec.inputs:
                 if _is_skip(i.name):
                     request.set_tensor(i.name, chunk.skips[i.name])
@@ -144,10 +146,9 @@ class OpenVinoEngine:
                 if i.shape[0] == "N":
                     given = inputs[i.name][chunk.first : chunk.first + chunk.size]
                 else:  # samples beyond the last repeat a row; nobody reads what they give
-                    given = np.asarray(inputs[i.name])[np.resize(rows, m)]
+                    given = np.asarray(inputs[i.name])[np.resize(rows, m or chunk.size)]
                     given = given - chunk.first if i.name == "source" else given
-                keep.append(np.ascontiguousarray(given, dtype=i.dtype))
-                request.set_tensor(i.name, self._ov.Tensor(keep[-1], shared_memory=True))
+                request.get_tensor(i.name).data[...] = given
             request.infer()
             out[rows] = request.get_tensor(spec.outputs[0].name).data[: len(rows)]
             compiled.idle.append(request)
@@ -165,7 +166,7 @@ class OpenVinoEngine:
         """Skips that come as arrays, [N, C, H, W], in this engine's form."""
         chunks = []
         for first, size in self._split(len(inputs["skip_0"])):
-            model = self._compile("head", size, size).model
+            model = self._compile("head", size).model
             skips = {}
             for i in spec.inputs:
                 if _is_skip(i.name):
@@ -185,8 +186,10 @@ class OpenVinoEngine:
 
     # --- compiling ------------------------------------------------------------------------------------
 
-    def _compile(self, component: str, n: int, m: int) -> _Compiled:
-        """The component for n samples (the head: n of the trunk's and m of its own), from the cache if it is there."""
+    def _compile(self, component: str, n: int, m: int = 0) -> _Compiled:
+        """The component for n samples, from the cache if it is there. m: how many the head has of its own, or 0 where
+        each of the trunk's has one, in their order: nothing is gathered then.
+        """
         key = component, n, m
         with self._lock:
             if key not in self._compiled:
@@ -234,17 +237,21 @@ class OpenVinoEngine:
     def _build(self, model: Any, spec: Component, n: int, m: int, bf16: bool) -> Any:
         """The graph for n and m samples, with its skips in the network's own form."""
         ov = self._ov
-        model.reshape({i.name: [{"N": n, "M": m}.get(str(d), d) for d in i.shape] for i in spec.inputs})
+        model.reshape({i.name: [{"N": n, "M": m or n}.get(str(d), d) for d in i.shape] for i in spec.inputs})
+        if m == 0 and any(i.name == "source" for i in spec.inputs):
+            for node in model.get_ordered_ops():
+                if node.get_type_name() == "Gather" and "source" in _names_above(node.input_value(1)):
+                    for user in node.output(0).get_target_inputs():
+                        user.replace_source_output(node.input_value(0))
         if bf16:
             keep = _Float32(self._core)
             _scale_and_shift(model, keep)
             for node in model.get_ordered_ops():
                 if node.get_type_name() == "Softmax":
                     keep(node)
-                elif node.get_type_name() in ("Sin", "Cos"):
-                    above = node
-                    while above.get_type_name() not in ("Parameter", "Constant"):
-                        above = keep(above).input_value(0).get_node()
+            if any(o.name == "temb" for o in spec.outputs):
+                _widen(model, n)
+                _embed(model.output("temb").get_node().input_value(0), keep)
         form = ov.preprocess.PrePostProcessor(model)
         for ports, of in ((spec.inputs, form.input), (spec.outputs, form.output)):
             for port in ports:
@@ -294,6 +301,57 @@ class _Float32:
         return node
 
 
+def _names_above(value: Any) -> set[str]:
+    """The parameters that a value is made of."""
+    node = value.get_node()
+    if node.get_type_name() == "Parameter":
+        return {node.get_friendly_name()}
+    return set().union(*(_names_above(v) for v in node.input_values()))
+
+
+def _widen(model: Any, n: int) -> None:
+    """Makes t float32 [N, 1] from the start: to convert and to reshape cannot be marked, and would round it."""
+    t = model.input("t").get_node()
+    wide = next(
+        node
+        for node in model.get_ordered_ops()
+        if node.get_type_name() in ("Unsqueeze", "Reshape")
+        and list(node.get_output_shape(0)) == [n, 1]
+        and "t" in _names_above(node.input_value(0))
+    )
+    t.set_element_type(wide.get_element_type())
+    t.set_partial_shape(wide.get_output_partial_shape(0))
+    for user in wide.output(0).get_target_inputs():
+        user.replace_source_output(t.output(0))
+    model.validate_nodes_and_infer_types()
+
+
+def _embed(value: Any, keep: _Float32) -> None:
+    """Keeps the timestep's embedding in float32: all that `value` is made of. Angles of hundreds need the digits.
+
+    Its matrix products become 1×1 convolutions, since only those can be marked.
+    """
+    from openvino import opset13 as op
+
+    node = value.get_node()
+    if node.get_type_name() in ("Parameter", "Constant"):
+        return
+    keep(node)
+    for above in node.input_values():
+        _embed(above, keep)
+    if node.get_type_name() == "MatMul":
+        x, w = node.input_values()
+        if node.get_attributes()["transpose_b"] is False:
+            w = op.transpose(w, op.constant(np.array([1, 0]))).output(0)
+        n, c, out = x.get_shape()[0], x.get_shape()[1], node.get_output_shape(0)[1]
+        image = keep(op.reshape(x, op.constant(np.array([n, c, 1, 1])), False))
+        kernel = op.reshape(w, op.constant(np.array([out, c, 1, 1])), False)
+        y = keep(op.convolution(image, kernel, [1, 1], [0, 0], [0, 0], [1, 1]))
+        flat = keep(op.reshape(y, op.constant(np.array([n, out])), False))
+        for user in node.output(0).get_target_inputs():
+            user.replace_source_output(flat.output(0))
+
+
 def _scale_and_shift(model: Any, keep: _Float32) -> None:
     """Every GroupNorm's normalisation, Reshape → MVN → … → Reshape in the graph, as x·a + b with a and b [N, C, 1, 1].
 
@@ -326,7 +384,7 @@ def _scale_and_shift(model: Any, keep: _Float32) -> None:
         deviation = keep(op.sqrt(keep(op.add(variance, op.constant(np.float32(node.get_attributes()["eps"]))))))
         each = op.constant(np.ones((1, 1, c // groups), dtype=np.float32))
         a = keep(op.divide(each, deviation))
-        b = keep(op.negative(keep(op.multiply(m, a))))
+        b = keep(op.multiply(keep(op.multiply(m, a)), op.constant(np.float32(-1))))
         a, b = (op.reshape(i, by_channel, False) for i in (a, b))
         y = op.add(op.multiply(x, a), b)
         for user in after.output(0).get_target_inputs():

@@ -1,0 +1,161 @@
+"""What is timed: the parts of a step, and whole calls, as functions without arguments."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..attributes import Edit, ZDirection, inject
+from ..bundle import Bundle
+from ..editor import Editor
+from ..executors.cpu import Batch, Executor
+from ..noise import Noise
+from ..plans import Planner
+from ..program import Branch, Program
+
+Runs = dict[str, Callable[[], object]]
+
+
+class Replay:
+    """Answers every evaluation from a recording, at no cost: what is left of a step's time is the executor's."""
+
+    name, device = "replay", "cpu"
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+        self.recorded: dict[tuple[str, int], list[Any]] = {}
+
+    def run(self, component: str, inputs: Mapping[str, NDArray[Any]]) -> list[Any]:
+        key = component, len(inputs["h" if component == "head" else "x"])
+        if key not in self.recorded:
+            self.recorded[key] = self.engine.run(component, inputs)
+        return self.recorded[key]
+
+
+class Tally:
+    """Counts evaluations, and answers them with zeros. counts: (component, samples, the head's own) → how many."""
+
+    name, device = "tally", "cpu"
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._components = bundle.manifest.components
+        self.counts: Counter[tuple[str, int, int]] = Counter()
+
+    def run(self, component: str, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        spec = self._components[component]
+        n = len(next(inputs[i.name] for i in spec.inputs if i.shape[0] == "N"))
+        m = len(inputs["source"]) if "source" in inputs else n
+        self.counts[component, n, m] += 1
+        sizes = {"N": n, "M": m}
+        return [np.zeros([int(sizes.get(str(d), d)) for d in o.shape], dtype=o.dtype) for o in spec.outputs]
+
+
+def one_edit(editor: Editor) -> dict[str, float]:
+    """The bundle's first attribute at strength 1, of the h-space where it has one."""
+    names = sorted(editor.attributes, key=lambda n: isinstance(editor.attributes[n], ZDirection))
+    return {names[0]: 1.0} if names else {}
+
+
+def blank(editor: Editor, n: int) -> NDArray[np.float32]:
+    """Images to edit, float32 [n, 3, H, W]: grey, since no time depends on what they show."""
+    return np.zeros((n, 3, editor.size, editor.size), dtype=np.float32)
+
+
+def calls(editor: Editor, n: int, steps: int | None) -> Runs:
+    """Whole calls of n images at the default preset's steps, or at `steps`."""
+    images, edits = blank(editor, n), one_edit(editor)
+    latent = editor.encode(images, steps=2)  # a decode takes as long from any latent
+    return {
+        "call encode": lambda: editor.encode(images, steps=steps),
+        "call decode": lambda: editor.decode(latent, edits, steps=steps),
+        "call edit": lambda: editor.edit(images, edits, steps=steps),
+    }
+
+
+def parts(editor: Editor, n: int) -> Runs:
+    """Each component, "head ×2" (the head on ε and ε̃), "inject" (Δh of one attribute), and `steps`', at n samples.
+
+    The head is given what the engine's own trunk made, as in a step: an engine may keep skips in a form of its own.
+    """
+    rng = np.random.default_rng(0)
+    specs = editor.bundle.manifest.components
+    made: dict[str, Runs] = {}
+
+    def run(component: str, inputs: dict[str, Any]) -> Callable[[], object]:
+        return lambda: editor.engine.run(component, inputs)
+
+    for component, spec in specs.items():
+        if component == "head":
+            continue
+        inputs: dict[str, NDArray[Any]] = {}
+        for s in spec.inputs:
+            shape = [n, *(int(d) for d in s.shape[1:])]
+            if s.dtype == "int32":
+                inputs[s.name] = np.full(shape, 500, dtype=np.int32)
+            else:
+                inputs[s.name] = rng.standard_normal(shape).astype(s.dtype)
+        made[component] = {component: run(component, inputs)}
+        if component == "trunk":
+            h, temb, *skips = editor.engine.run("trunk", inputs)
+            given = {"temb": temb, **{f"skip_{i}": s for i, s in enumerate(skips)}}
+            given |= {"z_sem": inputs["z_sem"]} if "z_sem" in inputs else {}
+            one = {**given, "h": h, "source": np.arange(n)}
+            two = {**given, "h": np.concatenate([h, h]), "source": np.arange(2 * n) % n}
+            made["head"], made["head ×2"] = {"head": run("head", one)}, {"head ×2": run("head", two)}
+    found = {name: r for key in [*specs, "head ×2"] for name, r in made[key].items()}
+    delta = _delta(editor)
+    if delta is not None:
+        h, temb = np.asarray(h, dtype=np.float32), np.asarray(temb, dtype=np.float32)
+        t, scale, edits = np.full(n, 500, np.int32), np.ones(n, np.float32), [Edit(deltas=((delta, 1.0),))] * n
+        found["inject"] = lambda: inject(h, temb, t, scale, edits)
+    return {**found, **steps(editor, n)}
+
+
+def steps(editor: Editor, n: int) -> Runs:
+    """ "update" (everything of a step but network evaluation), "step" and "asymmetric step", at n samples."""
+    x = np.random.default_rng(0).standard_normal((n, 3, editor.size, editor.size)).astype(np.float32)
+    manifest = editor.bundle.manifest
+    z = None if manifest.z_sem is None else np.zeros((n, manifest.z_sem.size), np.float32)
+
+    def step(program: Program, edit: Edit, executor: Executor) -> Callable[[], object]:
+        batch = Batch(x, [program] * n, Noise(0, np.arange(n)), z, [edit] * n)
+        first = batch.row.copy()
+
+        def run() -> None:
+            batch.row[:] = first
+            executor.step(batch)
+
+        return run
+
+    shape = next(i.shape for i in manifest.components["head"].inputs if i.name == "h")[1:]
+    still = _Still(tuple(int(d) for d in shape))
+    asymmetric = Edit(deltas=((_delta(editor) or still, 1.0),), branch=Branch.ASYMMETRIC)
+    real, replay = Executor(editor.engine), Executor(Replay(editor.engine))
+    planner = Planner(editor.bundle)
+    plain, table = editor.program("decode"), planner.decode(planner.plan(t_edit=0, t_boost=0), asymmetric)
+    return {
+        "update": step(plain, Edit(), replay),
+        "step": step(plain, Edit(), real),
+        "asymmetric step": step(table, asymmetric, real),
+    }
+
+
+def _delta(editor: Editor) -> Any:
+    """The bundle's first attribute of the h-space."""
+    return next((a for a in editor.attributes.values() if not isinstance(a, ZDirection)), None)
+
+
+class _Still:
+    """A Δh of zero, for bundles without an attribute of the h-space: the asymmetric step still runs both branches."""
+
+    branch, n_train = Branch.ASYMMETRIC, None
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+
+    def delta_h(self, h: NDArray[np.float32], temb: NDArray[np.float32], t: NDArray[np.int32]) -> NDArray[np.float32]:
+        return np.zeros_like(h)

@@ -1,0 +1,324 @@
+"""Everything that `hspace bench` says: measured and counted, as one mapping for machines and as text for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..bundle import Bundle
+from ..checks import check_whole
+from ..editor import Editor
+from ..editor import open as open_bundle
+from ..engines import unavailable
+from ..engines.cache import usable_cores
+from ..errors import ArgumentError, BundleError, EngineError
+from ..plans import Planner
+from . import counting, machine, startup, timing
+from .peak import peak
+
+_VARIES = 0.1  # beyond it, a warning
+_FLOAT32 = ("encoder", "latent")  # parts that every engine runs in fp32; its `precision` is the U-Net's
+
+Found = dict[str, Any]
+
+
+def report(
+    bundle: str,
+    engines: Sequence[str] = ("auto",),
+    *,
+    batches: Sequence[int] = (1,),
+    repeat: int = 20,
+    calls: int = 3,
+    steps: int | None = None,
+    threads: int | None = None,
+    batch_size: int | None = None,
+) -> Found:
+    """Measures a bundle on engines side by side; `text` makes it readable.
+
+    bundle: its folder. engines: names, as `hspace.open` takes them. batches: samples in a step, and images in a call;
+    at the first everything is measured, at the others the steps alone. repeat, calls: rounds of parts and of whole
+    calls. steps: of whole calls, instead of the default preset's. threads, batch_size: as `hspace.open` takes them.
+
+    Returns, with times in milliseconds where a key does not say otherwise: "machine"; "run", what was asked for;
+    "parts" (name → evaluations, gflop = 10⁹ operations, traffic_mb = 10⁶ bytes), "peak" (precision → gflops =
+    10⁹ operations a second, by), "engines" (name → precision, device, milliseconds, ratio to the first engine,
+    variation, gflops, overhead, startup), "batches" (samples → engine → step → p50, per_image, gflops), "warnings".
+    What cannot be known here is left out, or None. Raises ArgumentError, BundleError and EngineError.
+    """
+    opened = Bundle(bundle)
+    for name in engines:
+        if name != "auto" and (reason := unavailable(name)) is not None:
+            raise EngineError(f"engine {name}: cannot run here: {reason}")
+    if len({*engines}) != len(engines):
+        raise ArgumentError(f"engine: found {', '.join(engines)}, expected each once")
+    for what, values in (("batch", batches), ("repeat", [repeat]), ("calls", [calls])):
+        for value in values:
+            check_whole(what, value)
+    preset, _ = opened.preset(None)
+    plan = Planner(opened).plan(preset, steps)
+    warnings: list[str] = []
+    started = {  # before anything is held here
+        name: startup.start_up(bundle, name, threads=threads, batch_size=batch_size, batch=batches[0])
+        for name in engines
+    }
+    editors: dict[str, Editor] = {}
+    for name in engines:
+        editor = open_bundle(bundle, engine=name, threads=threads, batch_size=batch_size)
+        if editor.engine.name in editors:
+            raise ArgumentError(f"engine: found {name!r}, which is {editor.engine.name} again")
+        editors[editor.engine.name] = editor
+        started[editor.engine.name] = started[name]
+        if not started[name]:
+            warnings.append(f"{name}: start-up and memory are left out: a fresh process that measures them failed")
+
+    real = [name for name in editors if name != "null"]
+    wanted = bool(real) and counting.can_count()
+    before = peak(threads or usable_cores()) if wanted else {}
+    parts, works = _counted(opened, list(batches), steps, warnings)
+    reference = None if "null" in editors else open_bundle(bundle, engine="null", batch_size=batch_size)
+    times = timing.compare(editors, batches=batches, repeat=repeat, calls=calls, steps=steps, reference=reference)
+    peaks = _best(before, peak(threads or usable_cores()), warnings) if wanted else {}
+
+    null = times["null" if reference is None else "reference"]["update", batches[0]]
+    found: Found = {
+        "machine": {**machine.stamp(), "threads": threads},
+        "run": {
+            "bundle": opened.manifest.name,
+            "preset": preset,
+            "steps": {"encode": plan.encode_steps, "decode": plan.decode_steps},
+            "batches": list(batches),
+            "repeat": repeat,
+            "calls": calls,
+        },
+        "parts": parts,
+        "peak": peaks,
+        "engines": {},
+        "batches": {},
+        "warnings": warnings,
+    }
+    for name, editor in editors.items():
+        precision = getattr(editor.engine, "precision", "fp32")
+        first = {part: t for (part, n), t in times[name].items() if n == batches[0]}
+        versus = {part: t for (part, n), t in times[real[0]].items() if n == batches[0]} if real else {}
+        entry = {
+            "precision": precision,
+            "device": editor.engine.device,
+            "milliseconds": {part: timing.summary(t) for part, t in first.items()},
+            "variation": {part: timing.variation(t) for part, t in first.items()},
+            "overhead": _overhead(first, null),
+            "startup": started[name],
+        }
+        if name in real[1:]:
+            entry["ratio"] = {part: timing.ratio(t, versus[part]) for part, t in first.items()}
+        if name != "null" and works:
+            entry["gflops"] = {
+                part: _achieved(works[part, batches[0]], t, peaks, "fp32" if part in _FLOAT32 else precision)
+                for part, t in first.items()
+                if (part, batches[0]) in works
+            }
+        found["engines"][name] = entry
+        every = {p if n == batches[0] else f"{p} at batch {n}": t for (p, n), t in times[name].items()}
+        warnings += _warnings(name, entry, every)
+    for n in batches:
+        found["batches"][str(n)] = {
+            name: {
+                part: _step(times[name][part, n], n, works.get((part, n)) if name != "null" else None)
+                for part in ("step", "asymmetric step")
+            }
+            for name in editors
+        }
+    return found
+
+
+def _counted(
+    bundle: Bundle, batches: list[int], steps: int | None, warnings: list[str]
+) -> tuple[Found, dict[tuple[str, int], counting.Work]]:
+    """ "parts", and each part's work: none where onnx is missing, or a graph cannot be counted."""
+    counts = counting.evaluations(bundle, batches, steps)
+    works: dict[tuple[str, int], counting.Work] = {}
+    if not counting.can_count():
+        warnings.append("GFLOP are left out: install hspace[bench] for GFLOP")
+    else:
+        try:
+            works = counting.works(bundle, counts)
+        except BundleError as e:
+            warnings.append(f"GFLOP are left out: {e}")
+    parts: Found = {}
+    for (part, n), each in counts.items():
+        if n != batches[0]:
+            continue
+        components: dict[str, int] = {}
+        for (component, _, _), count in each.items():
+            components[component] = components.get(component, 0) + count
+        parts[part] = {"evaluations": components.get("trunk", sum(components.values())), "components": components}
+        if (part, n) in works:
+            parts[part] |= {"gflop": works[part, n].flop / 1e9, "traffic_mb": works[part, n].traffic / 1e6}
+    return parts, works
+
+
+def _best(before: Mapping[str, Found], after: Mapping[str, Found], warnings: list[str]) -> dict[str, Found]:
+    """The higher of what `peak` found before the rounds and after them: other work on the machine can only lower it."""
+    if not before and not after:
+        warnings.append("shares of the peak are left out: the process that measures it failed")
+    best = {}
+    for precision in {**before, **after}:
+        each = [found[precision] for found in (before, after) if precision in found]
+        best[precision] = max(each, key=lambda e: float(e["gflops"]))
+        values = [float(e["gflops"]) for e in each]
+        if max(values) / min(values) - 1 > _VARIES:
+            said = " and ".join(f"{v:.0f}" for v in values)
+            warnings.append(f"the {precision} peak was {said} GFLOP/s before and after the rounds: shares are unsure")
+    return best
+
+
+def _achieved(work: counting.Work, times: Sequence[float], peaks: Mapping[str, Found], precision: str) -> Found:
+    """At the median: 10⁹ operations a second, and their share of the peak of that precision."""
+    achieved = work.flop / float(np.median(times)) / 1e6
+    share = achieved / peaks[precision]["gflops"] if precision in peaks else None
+    return {"achieved": achieved, "share": share, "of": precision}
+
+
+def _overhead(times: Mapping[str, Sequence[float]], null: Sequence[float]) -> Found:
+    """What of a step is not network evaluation, on this engine and on the null engine: median, and share of a step."""
+    step, update, reference = (float(np.median(t)) for t in (times["step"], times["update"], null))
+    return {"update": update, "share": update / step, "null_update": reference, "null_share": reference / step}
+
+
+def _step(times: Sequence[float], n: int, work: counting.Work | None) -> Found:
+    p50 = float(np.median(times))
+    found = {"p50": p50, "per_image": p50 / n}
+    return found if work is None else {**found, "gflops": work.flop / p50 / 1e6}
+
+
+def _warnings(name: str, entry: Found, times: Mapping[str, Sequence[float]]) -> list[str]:
+    found = []
+    vary = {part: v for part, t in times.items() if (v := timing.variation(t)) > _VARIES}
+    if vary:
+        worst = max(vary, key=lambda part: vary[part])
+        which = f"{worst} varies by {vary[worst]:.0%}".replace("%", " %")
+        more = f", and {len(vary) - 1} more of {len(times)} by more than {_VARIES * 100:.0f} %" if len(vary) > 1 else ""
+        found.append(f"{name}: {which}{more}: compare ratios only")
+    for part, each in entry.get("gflops", {}).items():
+        if each["share"] is not None and each["share"] > 1:
+            share = f"{each['share'] * 100:.1f} % of the {each['of']} peak"
+            found.append(f"{name}: {part} reaches {share}, so the peak was measured too low")
+    return found
+
+
+# --- text -----------------------------------------------------------------------------------------------
+
+
+class Table:
+    """Headers and rows of cells, for whoever pads them."""
+
+    def __init__(self, headers: Sequence[str]) -> None:
+        self.headers: list[str] = [*headers]
+        self.rows: list[list[str]] = []
+
+
+def heading(found: Found) -> list[str]:
+    """Lines that say where, when and what."""
+    at, run = found["machine"], found["run"]
+    cores = f"{at['cores']} cores" + (f", {at['usable_cores']} usable" if at["usable_cores"] != at["cores"] else "")
+    versions = ", ".join(f"{p} {v}" for p, v in at["versions"].items())
+    commit = f", commit {at['commit']}" if "commit" in at else ""
+    threads = f"{at['threads']} threads" if at["threads"] else "threads as the engine chooses"
+    steps = f"{run['steps']['encode']} + {run['steps']['decode']} steps"
+    rounds = f"{run['repeat']} rounds of parts, {run['calls']} of calls"
+    return [
+        f"{at['processor']}, {cores}, {at['system']}",
+        f"{versions}{commit}, {at['date']}",
+        f"{run['bundle']}, preset {run['preset']}, {steps}; engine {', '.join(found['engines'])}; "
+        f"batch {run['batches'][0]}; {threads}; {rounds}",
+    ]
+
+
+def tables(found: Found) -> list[Table]:
+    """Times; work and what is achieved; engines as a whole; batches."""
+    made = [_times(found)]
+    if found["parts"]:
+        made.append(_work(found))
+    made.append(_engines(found))
+    if len(found["batches"]) > 1:
+        made.append(_batches(found))
+    return made
+
+
+def _times(found: Found) -> Table:
+    engines, keys = found["engines"], ("p50", "p95", "p99", "min")
+    one = len(engines) == 1
+    table = Table(["milliseconds"])
+    reference = next((name for name in engines if name != "null"), None)
+    for name, entry in engines.items():
+        table.headers += keys if one else [f"{name} p50", *keys[1:]]
+        table.headers += [f"÷ {reference}"] if "ratio" in entry else []
+    table.headers.append("rounds")
+    first = next(iter(engines.values()))["milliseconds"]
+    for part in first:
+        row = [part]
+        for entry in engines.values():
+            row += [f"{entry['milliseconds'][part][k]:.2f}" for k in keys]
+            row += [f"{entry['ratio'][part]:.2f}"] if "ratio" in entry else []
+        table.rows.append([*row, str(first[part]["count"])])
+    return table
+
+
+def _work(found: Found) -> Table:
+    counted = any("gflop" in part for part in found["parts"].values())
+    engines = {name: entry for name, entry in found["engines"].items() if "gflops" in entry}
+    table = Table(["work", "evaluations", *(["GFLOP", "MB"] if counted else [])])
+    for name in engines:
+        table.headers += [f"{name} GFLOP/s", "of peak"]
+    for name, part in found["parts"].items():
+        row = [name, str(part["evaluations"])]
+        row += [f"{part['gflop']:.4g}", f"{part['traffic_mb']:.4g}"] if counted else []
+        for entry in engines.values():
+            each = entry["gflops"][name]
+            row += [f"{each['achieved']:.1f}", "" if each["share"] is None else f"{each['share'] * 100:.0f} %"]
+        table.rows.append(row)
+    return table
+
+
+def _engines(found: Found) -> Table:
+    headers = ["engine", "precision", "update", "null's update", "opens", "first result", "memory"]
+    headers += ["opens, cached", "first result, cached"]
+    table = Table(headers)
+    for name, entry in found["engines"].items():
+        over, row = entry["overhead"], [name, "" if name == "null" else entry["precision"]]
+        row += [f"{over[k] * 100:.1f} %" for k in ("share", "null_share")]
+        first, again = (entry["startup"].get(k) for k in ("first", "again"))
+        most = max((e["peak_mb"] for e in (first, again) if e and e["peak_mb"] is not None), default=None)
+        row += [f"{first['open_s']:.2f} s", f"{first['first_result_s']:.2f} s"] if first else ["", ""]
+        row += ["" if most is None else f"{most:.0f} MB"]
+        row += [f"{again['open_s']:.2f} s", f"{again['first_result_s']:.2f} s"] if again else ["", ""]
+        table.rows.append(row)
+    if not any(entry["startup"].get("again") for entry in found["engines"].values()):
+        table.headers, table.rows = table.headers[:-2], [row[:-2] for row in table.rows]
+    return table
+
+
+def _batches(found: Found) -> Table:
+    table = Table(["batch"])
+    for name in found["engines"]:
+        table.headers += [f"{name} step", "per image", "asymmetric", "per image"]
+    for n, engines in found["batches"].items():
+        cells = [
+            f"{each[k]:.2f}" for entry in engines.values() for each in entry.values() for k in ("p50", "per_image")
+        ]
+        table.rows.append([n, *cells])
+    return table
+
+
+def closing(found: Found) -> list[str]:
+    """Lines that explain the tables, then the warnings."""
+    lines = []
+    if found["peak"]:
+        peaks = ", ".join(f"{p} {e['gflops']:.0f} GFLOP/s ({e['by']})" for p, e in found["peak"].items())
+        lines.append(f"Matrix peak of this machine: {peaks}.")
+    lines += [
+        "update: everything of a step that is not network evaluation, as a share of the step.",
+        "opens, first result, memory: of a fresh process with an empty cache; the result from the process's start on.",
+    ]
+    return [*lines, *(f"Warning: {w}." for w in found["warnings"])]

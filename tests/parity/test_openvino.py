@@ -1,0 +1,138 @@
+"""Engine openvino against ONNX Runtime in float32, on the trained bundle; and what it keeps in the cache."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+
+import hspace
+import numpy as np
+import pytest
+from hspace.engines import cache, choice, unavailable
+
+from ..conftest import BUNDLES, relative_error
+
+if unavailable("openvino") is not None:
+    pytest.skip(str(unavailable("openvino")), allow_module_level=True)
+
+AVATARS = BUNDLES / "avatars32"
+
+
+@pytest.fixture(scope="module")
+def editors() -> tuple[hspace.Editor, hspace.Editor]:
+    return hspace.open(AVATARS, engine="openvino"), hspace.open(AVATARS, engine="onnx")
+
+
+def drawn(n: int, seed: int) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    x, z = (rng.standard_normal(s, dtype=np.float32) for s in ((n, 3, 32, 32), (n, 128)))
+    return {"x": x, "t": rng.integers(0, 1000, n), "z_sem": z}
+
+
+def evaluate(engine: Any, inputs: dict[str, Any], source: list[int], as_arrays: bool = False) -> Any:
+    """h, and ε where h is scaled anew for every sample of the head."""
+    h, temb, *skips = engine.run("trunk", inputs)
+    if as_arrays:
+        skips = [s.numpy() for s in skips]
+    scale = 1 + 0.1 * np.arange(len(source), dtype=np.float32)[:, None, None, None]
+    given = {"h": h[source] * scale, "temb": temb, "source": np.array(source), "z_sem": inputs["z_sem"]}
+    return h, engine.run("head", given | {f"skip_{i}": s for i, s in enumerate(skips)})[0]
+
+
+# source: plain, edits of some samples and of all, in any order, of more branches than two, of a part of the trunk
+SOURCES = [[0], [0, 0], [0, 1, 2], [0, 1, 2, 1], [2, 1, 0, 0, 1, 2], [0, 0, 0, 0, 0], [4, 2], [0, 1, 2, 3, 4, 3]]
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=str)
+def test_evaluations_agree_with_onnx_runtime(editors, source: list[int]) -> None:
+    seed = secrets.randbelow(2**31)
+    inputs = drawn(max(source) + 1, seed)
+    (h, eps), (h_expected, eps_expected) = (evaluate(e.engine, inputs, source) for e in editors)
+    errors = relative_error(h, h_expected), relative_error(eps, eps_expected)
+    print(f"{editors[0].engine.precision}: h {errors[0]:.1e}, eps {errors[1]:.1e}")
+    limit = choice.TOLERANCE if editors[0].engine.precision == "bf16" else 1e-5
+    assert max(errors) <= limit, f"seed {seed}"
+
+
+def test_skips_may_come_as_arrays(editors) -> None:
+    """Those of another engine, as a program that only runs the head gives them."""
+    ours, reference = editors
+    inputs, source = drawn(3, 1), [0, 1, 2, 1]
+    expected = evaluate(reference.engine, inputs, source)[1]
+    h, temb, *skips = reference.engine.run("trunk", inputs)
+    scale = 1 + 0.1 * np.arange(4, dtype=np.float32)[:, None, None, None]
+    given = {"h": h[source] * scale, "temb": temb, "source": np.array(source), "z_sem": inputs["z_sem"]}
+    given |= {f"skip_{i}": s.numpy() for i, s in enumerate(skips)}
+    assert relative_error(ours.engine.run("head", given)[0], expected) <= choice.TOLERANCE
+
+
+def test_a_result_does_not_depend_on_the_batch(editors) -> None:
+    inputs, source = drawn(7, 2), list(range(7))
+    h, eps = evaluate(editors[0].engine, inputs, source)
+    for i in (0, 3, 6):
+        alone = editors[0].engine.run("trunk", {k: v[i : i + 1] for k, v in inputs.items()})[0]
+        assert relative_error(alone, h[i : i + 1]) <= 1e-5
+    x = np.random.default_rng(3).uniform(-1, 1, (5, 3, 32, 32)).astype(np.float32)
+    run = {"steps": 4, "output": "float32"}
+    together = editors[0].edit(x, {"Blond_Hair": 0.5}, **run)
+    assert relative_error(editors[0].edit(x[3:4], {"Blond_Hair": 0.5}, **run), together[3:4]) <= 1e-5
+    assert np.isfinite(eps).all()
+
+
+def test_whole_edits(editors) -> None:
+    """Of the avatars that ship, at the preset balanced: at least 35 dB to float32, for edits of z_sem and of h."""
+    images = sorted((BUNDLES / "images").glob("*.png"))[:6]
+    for edits in ({"Blond_Hair": 0.5}, {"hair_length": 1.0}):
+        a, b = (e.edit(images, edits, preset="balanced", output="float32") for e in editors)
+        psnr = 10 * np.log10(4 / np.mean((a - b) ** 2, axis=(1, 2, 3)))
+        print(f"{edits}: {psnr.min():.1f} dB at least, {psnr.mean():.1f} dB on average")
+        assert psnr.min() >= 35
+
+
+def test_compiled_graphs_are_cached_and_damage_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, editors
+) -> None:
+    import openvino as ov
+
+    monkeypatch.setenv("HSPACE_CACHE", str(tmp_path))
+    compiled = []
+    original = ov.Core.compile_model
+    monkeypatch.setattr(ov.Core, "compile_model", lambda *a, **k: (compiled.append(1), original(*a, **k))[1])
+    hspace.open(AVATARS, engine="openvino")
+    assert len(compiled) == 4 and len(list((tmp_path / "openvino").iterdir())) == 4
+    again = hspace.open(AVATARS, engine="openvino")
+    assert len(compiled) == 4
+    inputs = drawn(1, 4)
+    expected = evaluate(editors[0].engine, inputs, [0])[1]
+    assert relative_error(evaluate(again.engine, inputs, [0])[1], expected) <= 1e-5
+    one = sorted((tmp_path / "openvino").iterdir())[0]
+    one.write_bytes(one.read_bytes()[:-1] + b"x")
+    assert cache.Entry("openvino", one.stem).read() is None
+    hspace.open(AVATARS, engine="openvino")
+    assert len(compiled) == 5 and cache.Entry("openvino", one.stem).read() is not None
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HSPACE_CACHE", str(tmp_path / "file" / "cache"))
+    for engine in ("openvino", "onnx", "auto"):
+        assert hspace.open(AVATARS, engine=engine).engine.name in ("openvino", "onnx")
+
+
+def test_auto_is_the_fastest_that_is_accurate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds and answers are made up: what is decided is whose answers count and whose seconds are the fewest."""
+    monkeypatch.setenv("HSPACE_CACHE", str(tmp_path))
+    right = np.ones((3, 3, 4, 4), np.float32)
+    found = {"onnx": (right, 2.0), "openvino": (right * 1.01, 1.0)}
+    monkeypatch.setattr(choice, "_evaluate", lambda engine, bundle: found[engine.name])
+    editor = hspace.open(AVATARS)
+    assert editor.engine.name == "openvino"
+    found["openvino"] = (right * 1.05, 1.0)
+    assert hspace.open(AVATARS).engine.name == "openvino"  # as it was decided
+    shutil.rmtree(tmp_path / "auto")
+    assert hspace.open(AVATARS).engine.name == "onnx"
+    shutil.rmtree(tmp_path / "auto")
+    found["openvino"] = (right, 3.0)
+    assert hspace.open(AVATARS).engine.name == "onnx"
