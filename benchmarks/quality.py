@@ -2,9 +2,9 @@
 
     python benchmarks/quality.py [--images FOLDER] [--count 8] [--json FILE] [--plot docs/images/quality.png]
 
-A reconstruction is compared with its image. An edit is compared with the reference: the same bundle in float32, DDIM over
-every timestep, 1000 + 1000, with the family's clamp; the image counts as x at the first timestep and x_T is x at the last.
-Edits are of z_sem, of h on both terms, and of h on P alone (the same table, taken as asymmetric).
+A reconstruction is compared with its image. An edit is compared with the reference: the same bundle in float32, DDIM
+over every timestep, 1000 + 1000, with the family's clamp; the image counts as x at the first timestep, and x_T is x at
+the last. Edits are of z_sem, of h on both terms, and of h on P alone (the same table, taken as asymmetric).
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from . import architecture
 from .celeba import CELEBA_NAMES
 from .checkpoint import StateDict, check_tensors, load, looks_like, read_text, source, tensors
-from .exporter import AttributeData, Model, Settings, schedule, settings_of
+from .exporter import AttributeData, Model, Settings, presets, schedule, settings_of
 from .graph import InFloat32, Part, unet_parts
 from .models.diffae import Encoder, LatentNet
 from .models.guided import GuidedUNet
@@ -104,11 +104,11 @@ def load_model(
         parts=parts,
         schedules=contract.Schedules(image=schedule(settings.schedule or "linear"), latent=latent_schedule),
         # T of the official notebooks: encode 250, decode 100 (manipulate.ipynb), latent 200 (sample.ipynb)
-        presets={
-            "official": contract.Preset(
+        presets=presets(
+            contract.Preset(
                 encode_steps=250, decode_steps=100, latent_steps=200 if net else None, spacing="diffae", clip=True
             )
-        },
+        ),
         config=config,
         sources=sources,
         z_channels=z_channels,

@@ -24,7 +24,7 @@ from torch import nn
 
 from . import architecture, asyrp
 from .checkpoint import StateDict, check_tensors, load, looks_like, read_json, source, tensors
-from .exporter import Model, Settings
+from .exporter import Model, Settings, presets
 from .graph import unet_parts
 from .models.diffusers import DiffusersUNet, Prediction
 
@@ -331,7 +331,7 @@ def _presets(config: _SchedulerConfig) -> dict[str, contract.Preset]:
         spacing=config.timestep_spacing,
         clip=config.clip_sample,
     )
-    presets = {
+    made = {
         # the steps, t_edit and t_boost of the published attributes, which had 1000 timesteps
         "asyrp": contract.Preset(
             encode_steps=few,
@@ -344,10 +344,11 @@ def _presets(config: _SchedulerConfig) -> dict[str, contract.Preset]:
         "official": official,
     }
     if config.variance_type in _SAMPLERS:  # DDPMPipeline's 1000 steps
-        presets["ddpm"] = msgspec.structs.replace(
+        made["ddpm"] = msgspec.structs.replace(
             official, decode_steps=min(1000, total), sampler=_SAMPLERS[config.variance_type]
         )
-    return presets
+    others = presets(made["asyrp"], total)
+    return {**made, **{name: others[name] for name in ("fast", "balanced", "exact")}}
 
 
 # --- the network --------------------------------------------------------------------------------------

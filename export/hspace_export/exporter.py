@@ -87,6 +87,17 @@ def schedule(text: str) -> contract.AnySchedule:
     raise ArgumentError(f"schedule: found {text!r}, expected linear, cosine or const0.008 (any number)")
 
 
+def presets(official: contract.Preset, timesteps: int = 1000) -> dict[str, contract.Preset]:
+    """`official`, and beside it those that docs/quality.md is about: fast, balanced and exact."""
+
+    def run(sampler: str, steps: int) -> contract.Preset:
+        n = min(steps, timesteps)
+        return msgspec.structs.replace(official, encode_steps=n, decode_steps=n, sampler=sampler, spacing="logsnr")
+
+    fast, balanced, exact = run("dpmpp_2m", 8), run("dpmpp_2m", 12), run("obelm", 20)
+    return {"official": official, "fast": fast, "balanced": balanced, "exact": exact}
+
+
 @dataclass
 class AttributeData:
     """An attribute before it is written. module: the PyTorch f_t that a delta_block must agree with."""

@@ -21,7 +21,8 @@ Float64 = NDArray[np.float64]
 def dpmpp_2m(rows: Rows) -> Rows:
     """DPM-Solver++(2M): P is extrapolated linearly in log-SNR from the row before (Lu et al. 2022, algorithm 2).
 
-    Where the branch changes, P of the row before is no guide, and the row stays DDIM's.
+    δ is not: it moves x, and with it the next P. Where the branch changes, P of the row before is no guide, and the row
+    stays DDIM's.
     """
     rows = rows.copy()
     alpha, sigma, alpha_next, sigma_next = _levels(rows)
@@ -33,6 +34,7 @@ def dpmpp_2m(rows: Rows) -> Rows:
     k = np.where(here, k, 0)
     rows["c_x0"] += k
     rows["c_x0_prev"] = -k
+    _more(rows, np.where(rows["branch"] == Branch.ASYMMETRIC, -k, 0))
     return rows
 
 
@@ -75,6 +77,22 @@ def obelm(rows: Rows) -> Rows:
     rows["c_x"] -= r * (1 + r) * alpha_next / alpha
     rows["c_x_prev"] = r**2 * alpha_next / np.roll(alpha, 1)
     return rows
+
+
+def resumed(rows: Rows) -> Rows:
+    """A decode's rows of bdia or obelm that go on from an encode's last two states, x_T and x_prev, and undo it.
+
+    The first row is x_next = x_prev, moved by δ where Δh is asymmetric. The last, to the clean image, is left out where
+    it does not draw: the encode began at the first timestep, which the image counts as.
+    """
+    rows = rows.copy()
+    first = rows[:1]
+    alpha_next = _levels(first)[2]
+    for name in ("c_x", "c_x0", "c_eps", "c_noise"):
+        first[name] = 0
+    first["c_x_prev"] = 1
+    _more(first, np.where(first["branch"] == Branch.ASYMMETRIC, alpha_next, 0))
+    return rows if rows["draws"][-1] else rows[:-1]
 
 
 def _levels(rows: Rows) -> tuple[Float64, Float64, Float64, Float64]:

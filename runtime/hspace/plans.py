@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from . import samplers
+from . import multistep, samplers
 from .attributes import Edit
 from .bundle import Bundle
 from .errors import ArgumentError
@@ -94,8 +94,7 @@ class Planner:
     def decode(self, plan: Preset, edit: Edit, *, resume: bool = False) -> Program:
         """From x_T to the image; t_edit, t_boost and edit_scale count only where `edit` has deltas.
 
-        resume: from the last two states of an encode; see `resumes`. Its first row then is the second, and it ends
-        where the encode began, at the first timestep, which the image counts as.
+        resume: from the last two states of an encode; see `resumes` and `multistep.resumed`.
         """
         ts = space_timesteps(plan.spacing, plan.decode_steps, self._schedule)
         sampler = samplers.SAMPLERS[plan.sampler]
@@ -119,7 +118,7 @@ class Planner:
         if sampler.forward is not None:
             rows = sampler.forward(rows)
         if resume:
-            rows = rows[1:] if rows["draws"][-1] else rows[1:-1]
+            rows = multistep.resumed(rows)
         return Program.from_rows("decode" if edit.branch == Branch.NONE else "edit", rows)
 
     def resumes(self, plan: Preset, made: Mapping[str, str]) -> bool:

@@ -87,12 +87,9 @@ class Runner:
     def decode(
         self, latent: Latent, edits: list[Edit], programs: list[Program], noise: Noise, progress: Progress
     ) -> Float32:
-        """Images from codes, with the deltas of `edits`; its directions are the caller's.
-
-        Where the latent has x_prev, the programs go on from there: it is the state, and x_T the one before.
-        """
-        x, x_prev = (latent.x_T, None) if latent.x_prev is None else (latent.x_prev, latent.x_T)
-        return self._run("decode", noise, x, programs, progress, z_sem=latent.z_sem, edits=edits, x_prev=x_prev)[0]
+        """Images from codes, with the deltas of `edits`; its directions are the caller's."""
+        given = {"z_sem": latent.z_sem, "x_prev": latent.x_prev}
+        return self._run("decode", noise, latent.x_T, programs, progress, edits=edits, **given)[0]
 
     def sample_z(self, noise: Float32, program: Program, progress: Progress) -> Float32:
         """Normalised z_sem from Gaussian noise, by the latent DDIM."""

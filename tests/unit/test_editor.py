@@ -257,12 +257,13 @@ EVERY = ["asyrp", "diffae", "trailing", "logsnr", "karras", "quadratic"]
 @pytest.mark.parametrize("spacing", EVERY)
 @pytest.mark.parametrize("sampler", ["bdia", "obelm"])
 @pytest.mark.parametrize("clip", [False, True])
-@pytest.mark.parametrize("steps", [3, 10, 40])
+@pytest.mark.parametrize("steps", [3, 40])
+@pytest.mark.parametrize("inputs", ["fixed", "fresh"])
 def test_exact_samplers_undo_their_encode(
-    null_editor: hspace.Editor, tmp_path: Path, sampler: str, spacing: str, clip: bool, steps: int
+    null_editor: hspace.Editor, tmp_path: Path, inputs: str, sampler: str, spacing: str, clip: bool, steps: int
 ) -> None:
     """By way of a file, in float32, and in one call; without the state before x_T the image does not come back."""
-    seed = secrets.randbelow(2**31)
+    seed = 0 if inputs == "fixed" else secrets.randbelow(2**31)
     x, changes = images(3, seed), {"sampler": sampler, "spacing": spacing, "clip": clip}
     editor = with_preset(null_editor, tmp_path / "b", encode_steps=steps, decode_steps=steps, **changes)
     latent = editor.encode(x)
@@ -270,11 +271,13 @@ def test_exact_samplers_undo_their_encode(
     latent.save(tmp_path / "l.safetensors")
     back = editor.decode(Latent.load(tmp_path / "l.safetensors"), output="float32")
     error = relative_error(back, x)
-    print(f"{sampler} {spacing} {clip} {steps}: {error:.1e}")
-    assert error <= 1e-4, f"seed {seed}: {error:.1e}"
+    # x_T is rounded to float32, and x/α is 157·x_T; the null engine's ε is no score, so unclamped x_T may grow large
+    size = float(np.sqrt(np.mean(np.square(latent.x_T, dtype=np.float64))))
+    print(f"{sampler} {spacing} {clip} {steps}: {error:.1e}, x_T {size:.1f}")
+    assert error <= (1e-5 if clip else 5e-5 * max(size, 2)), f"seed {seed}: {error:.1e}, x_T {size:.1f}"
     assert np.array_equal(editor.reconstruct(x, output="float32"), back)
     alone = Latent(latent.x_T, latent.z_sem, None, latent.provenance)
-    assert relative_error(editor.decode(alone, output="float32"), x) > 1e-3
+    assert relative_error(editor.decode(alone, output="float32"), x) > 1e-3 + error
 
 
 def test_a_decode_that_cannot_go_on_starts_from_x_T(null_editor: hspace.Editor, tmp_path: Path) -> None:
@@ -341,9 +344,7 @@ def test_timelines_of_decodes_that_go_on(null_editor: hspace.Editor, tmp_path: P
 
 @pytest.mark.parametrize("spacing", ["asyrp", "leading", "trailing", "logsnr", "karras", "quadratic"])
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "bdia", "obelm"])
-def test_edit_scale_over_every_spacing(
-    null_asyrp: hspace.Editor, tmp_path: Path, spacing: str, sampler: str
-) -> None:
+def test_edit_scale_over_every_spacing(null_asyrp: hspace.Editor, tmp_path: Path, spacing: str, sampler: str) -> None:
     """n_train/n_run, or where steps differ in length what all timesteps up to the last would have moved P by."""
     editor = with_preset(null_asyrp, tmp_path / "b", spacing=spacing, sampler=sampler)
     s = np.exp(-Schedule.linear().log_snr)

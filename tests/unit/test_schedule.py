@@ -122,7 +122,9 @@ def test_uneven_spacings_of_short_schedules(spacing: str, schedule: Schedule) ->
 
 
 @pytest.mark.parametrize("spacing", UNEVEN)
-@pytest.mark.parametrize("schedule", [Schedule.linear(), Schedule.cosine(), Schedule.const()], ids=["lin", "cos", "const"])
+@pytest.mark.parametrize(
+    "schedule", [Schedule.linear(), Schedule.cosine(), Schedule.const()], ids=["lin", "cos", "const"]
+)
 def test_uneven_spacings_follow_their_formulas(spacing: str, schedule: Schedule) -> None:
     """The timesteps nearest to the levels at every number of steps; where several are one, the later ones go up, and
     what then lies beyond the last goes down."""
