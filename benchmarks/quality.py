@@ -1,6 +1,6 @@
 """Reconstructions and edits of the trained bundle against evaluations, for every sampler.
 
-    python benchmarks/quality.py [--images FOLDER] [--count 8] [--json FILE] [--plot docs/images/quality.png]
+    python benchmarks/quality.py [--images FOLDER] [--reference R.npz] [--json FILE] [--plot docs/images/quality.png]
 
 A reconstruction is compared with its image. An edit is compared with the reference: the same bundle in float32, DDIM
 over every timestep, 1000 + 1000, with the family's clamp; the image counts as x at the first timestep, and x_T is x at
@@ -43,14 +43,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, default=ROOT / "bundles" / "avatars32")
     parser.add_argument("--images", type=Path, default=ROOT / "bundles" / "images")
-    parser.add_argument("--count", type=int, default=8)
+    parser.add_argument("--count", type=int, default=6)
+    parser.add_argument("--reference", type=Path, help="an .npz file: written, or read where it is there")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
     editor = hspace.open(args.bundle, engine="onnx", batch_size=args.count)
     taken_as_asymmetric(editor)
     x = load_images(sorted(args.images.glob("*.png"))[: args.count], editor.size)
-    reference = runs(editor, x, "ddim", "logsnr", 1000)
+    if args.reference and args.reference.exists():
+        reference = dict(np.load(args.reference))
+    else:
+        reference = runs(editor, x, "ddim", "logsnr", 1000)
+    if args.reference:
+        np.savez(args.reference, **reference)
     found = []
     print(f"{len(x)} images of {args.bundle.name}; PSNR in dB; edits against the reference, dB", flush=True)
     print(f"{'sampler':10}{'spacing':10}{'evaluations':>13}{'reconstruction':>16}{'SSIM':>8}", end="")
@@ -62,7 +68,7 @@ def main() -> None:
             "sampler": sampler,
             "spacing": spacing,
             "steps": steps,
-            "evaluations": got["evaluations"],
+            "evaluations": [int(n) for n in got["evaluations"]],
             "reconstruction": psnr(got["reconstruction"], x),
             "ssim": ssim(got["reconstruction"], x),
             **{name: psnr(got[name], reference[name]) for name in EDITS},
@@ -111,7 +117,8 @@ def runs(
 
 def psnr(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
     """The mean over images, in dB, of images in [−1, 1]."""
-    return float(np.mean(10 * np.log10(4 / np.mean((a.astype(np.float64) - b) ** 2, axis=(1, 2, 3)))))
+    squares = np.mean((a.astype(np.float64) - b) ** 2, axis=(1, 2, 3))
+    return float(np.mean(10 * np.log10(4 / np.maximum(squares, 1e-20))))
 
 
 def ssim(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:

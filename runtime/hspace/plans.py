@@ -132,15 +132,12 @@ class Planner:
     def _edit_scale(self, plan: Preset, ts: Timesteps, n_train: int) -> NDArray[np.float64]:
         """What Δh is scaled by at each timestep, so that strength 1 means the same at every step count.
 
-        With the papers' spacings n_train/n_run (Kwon et al. 2023, appendix). With those whose steps differ in length,
-        what a run over every timestep would sum up in the row's place: a row moves P by σ/α times the change of ε, so
-        n_train/T times the sum of σ/α over the timesteps that the row stands for, over its own σ/α.
+        With the papers' spacings n_train/n_run (Kwon et al. 2023, appendix). With those whose steps differ in length
+        n_train/T times the timesteps that the row stands for: over those Δh moves P by about as much.
         """
         if plan.spacing not in _UNEVEN:
             return np.full(len(ts), n_train / plan.decode_steps)
-        s = np.exp(-self._schedule.log_snr)
-        sums = np.diff(np.cumsum(s)[ts], prepend=0.0)
-        return n_train / self._schedule.timesteps * sums / s[ts]
+        return n_train / self._schedule.timesteps * np.diff(ts, prepend=-1)
 
     def latent(self, plan: Preset, steps: int | None = None) -> Program:
         """The latent DDIM over normalised z_sem: DiffAE's spacing, never clamped."""

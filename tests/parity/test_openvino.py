@@ -56,6 +56,43 @@ def test_evaluations_agree_with_onnx_runtime(editors, source: list[int]) -> None
     assert max(errors) <= limit, f"seed {seed}"
 
 
+def test_without_bfloat16_it_is_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, editors) -> None:
+    import openvino as ov
+
+    monkeypatch.setenv("HSPACE_CACHE", str(tmp_path))
+    original = ov.Core.get_property
+    monkeypatch.setattr(
+        ov.Core,
+        "get_property",
+        lambda core, *of: ["FP32"] if of[1:] == ("OPTIMIZATION_CAPABILITIES",) else original(core, *of),
+    )
+    ours = hspace.open(AVATARS, engine="openvino")
+    assert ours.engine.precision == "fp32"
+    inputs, source = drawn(3, secrets.randbelow(2**31)), [0, 1, 2, 1]
+    for got, expected in zip(*(evaluate(e.engine, inputs, source) for e in (ours, editors[1])), strict=True):
+        assert relative_error(got, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("name", ["diffae-tiny", "asyrp-ddpm-tiny", "asyrp-iddpm-tiny"])
+def test_every_layout_of_network(golden_bundles, name: str, precision: str) -> None:
+    """Random weights, in graphs of either type, against ONNX Runtime on the float32 one."""
+    made = hspace.open(golden_bundles(name, precision, precision), engine="openvino")
+    reference = hspace.open(golden_bundles(name), engine="onnx")
+    rng = np.random.default_rng(secrets.randbelow(2**31))
+    inputs: dict[str, Any] = {"x": rng.standard_normal((3, 3, 32, 32), dtype=np.float32), "t": np.array([3, 500, 999])}
+    if reference.bundle.manifest.z_sem is not None:
+        inputs["z_sem"] = rng.standard_normal((3, reference.bundle.manifest.z_sem.size), dtype=np.float32)
+    eps = []
+    for editor in (made, reference):
+        h, temb, *skips = editor.engine.run("trunk", inputs)
+        given = {"h": h, "temb": temb, "source": np.arange(3)} | {f"skip_{i}": s for i, s in enumerate(skips)}
+        eps.append(editor.engine.run("head", given | {k: v for k, v in inputs.items() if k == "z_sem"})[0])
+    error = relative_error(eps[0].astype(np.float32), eps[1])
+    print(f"{name} {precision}: {error:.1e}")
+    assert error <= 3e-2
+
+
 def test_skips_may_come_as_arrays(editors) -> None:
     """Those of another engine, as a program that only runs the head gives them."""
     ours, reference = editors

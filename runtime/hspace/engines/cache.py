@@ -33,11 +33,11 @@ class Entry:
 
     def read(self) -> bytes | None:
         try:
-            found = self.path.read_bytes()
+            with open(self.path, "rb") as f:
+                digest, content = f.read(32), f.read()
         except OSError:
             return None
-        content = found[32:]
-        return content if hashlib.sha256(content).digest() == found[:32] else None
+        return content if hashlib.sha256(content).digest() == digest else None
 
     def write(self, content: bytes) -> None:
         with contextlib.suppress(OutputError):

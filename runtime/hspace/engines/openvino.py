@@ -2,7 +2,8 @@
 
 Three things make it fast, each measured in docs/decisions/0011:
 
-- Graphs are compiled for fixed batch sizes, at their first use; a batch runs as chunks whose sizes are powers of two.
+- Graphs are compiled for fixed batch sizes, at their first use; a batch runs as chunks whose sizes are powers of two,
+  and an edit's second branch as a run of its own: a head for both would hold its weights once more.
 - Between trunk and head the skips stay in the layout and the type that both compute in. What `run` returns for them
   is this engine's own, to be given to the head and for nothing else; it holds the trunk's buffers until it is let go.
 - In bfloat16, a GroupNorm is a scale and a shift for each channel, from sums over positions: as the exporter writes it
@@ -102,7 +103,7 @@ class OpenVinoEngine:
         spec = self._components[component]
         try:
             return self._head(spec, inputs) if component == "head" else self._run(component, spec, inputs)
-        except RuntimeError as e:  # OpenVINO's errors
+        except (RuntimeError, ValueError) as e:  # OpenVINO's errors, and NumPy's of a shape
             shapes = ", ".join(f"{k} {list(v.shape)}" for k, v in inputs.items() if isinstance(v, np.ndarray))
             raise EngineError(f"engine openvino: component {component} failed on {shapes}") from e
 
@@ -129,29 +130,28 @@ class OpenVinoEngine:
         chunks = self._chunks(spec, inputs) if isinstance(kept, np.ndarray) else kept
         source: NDArray[np.int64] = np.asarray(inputs["source"], dtype=np.int64)
         out = np.empty((len(source), *[int(d) for d in spec.outputs[0].shape[1:]]), dtype=spec.outputs[0].dtype)
+        turn = _turns(source)
         for chunk in chunks:
-            rows = np.flatnonzero((source >= chunk.first) & (source < chunk.first + chunk.size))
-            if not rows.size:
-                continue
-            more = len(rows) - chunk.size
-            m = chunk.size + (1 << (more - 1).bit_length() if more > 0 else 0)
-            if np.array_equal(source[rows], np.arange(chunk.first, chunk.first + chunk.size)):
-                m = 0
-            compiled = self._compile("head", chunk.size, m)
-            request = compiled.request()
-            for i in spec.inputs:
-                if _is_skip(i.name):
-                    request.set_tensor(i.name, chunk.skips[i.name])
-                    continue
-                if i.shape[0] == "N":
-                    given = inputs[i.name][chunk.first : chunk.first + chunk.size]
-                else:  # samples beyond the last repeat a row; nobody reads what they give
-                    given = np.asarray(inputs[i.name])[np.resize(rows, m or chunk.size)]
-                    given = given - chunk.first if i.name == "source" else given
-                request.get_tensor(i.name).data[...] = given
-            request.infer()
-            out[rows] = request.get_tensor(spec.outputs[0].name).data[: len(rows)]
-            compiled.idle.append(request)
+            here = (source >= chunk.first) & (source < chunk.first + chunk.size)
+            for k in range(turn[here].max(initial=-1) + 1):
+                rows = np.flatnonzero(here & (turn == k))
+                rows = rows[np.argsort(source[rows])]
+                # all of the chunk's samples in order, or some: as many as a power of two, the last ones for nobody
+                m = 0 if len(rows) == chunk.size else 1 << (len(rows) - 1).bit_length()
+                compiled = self._compile("head", chunk.size, m)
+                request = compiled.request()
+                for i in spec.inputs:
+                    if _is_skip(i.name):
+                        request.set_tensor(i.name, chunk.skips[i.name])
+                    elif i.shape[0] == "N":
+                        first = chunk.first
+                        request.get_tensor(i.name).data[...] = inputs[i.name][first : first + chunk.size]
+                    else:
+                        given = np.asarray(inputs[i.name])[np.resize(rows, m or chunk.size)]
+                        request.get_tensor(i.name).data[...] = given - (chunk.first if i.name == "source" else 0)
+                request.infer()
+                out[rows] = request.get_tensor(spec.outputs[0].name).data[: len(rows)]
+                compiled.idle.append(request)
         return [out]
 
     def _split(self, count: int) -> Iterator[tuple[int, int]]:
@@ -188,7 +188,7 @@ class OpenVinoEngine:
 
     def _compile(self, component: str, n: int, m: int = 0) -> _Compiled:
         """The component for n samples, from the cache if it is there. m: how many the head has of its own, or 0 where
-        each of the trunk's has one, in their order: nothing is gathered then.
+        each of the trunk's has one, in their order, and nothing has to be gathered.
         """
         key = component, n, m
         with self._lock:
@@ -213,10 +213,12 @@ class OpenVinoEngine:
         data = self._bundle.read_component(component)  # verified even where it is not needed
         blob = entry.read()
         if blob is not None:
+            del data
             try:
                 return self._core.import_model(io.BytesIO(blob), "CPU", config)
-            except RuntimeError:
-                pass  # a blob that this library does not take is made anew
+            except RuntimeError:  # a blob that this library does not take is made anew
+                del blob
+                data = self._bundle.read_component(component)
         try:
             model = self._core.read_model(data)
         except RuntimeError as e:
@@ -262,6 +264,15 @@ class OpenVinoEngine:
                     if bf16:
                         side.tensor().set_element_type(ov.Type.bf16)
         return form.build()
+
+
+def _turns(source: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Of every head sample, how many before it read the same trunk sample: an edit's second branch is 1."""
+    order = np.argsort(source, kind="stable")
+    ordered = source[order]
+    turns = np.empty_like(source)
+    turns[order] = np.arange(len(source)) - np.searchsorted(ordered, ordered)
+    return turns
 
 
 def _is_skip(name: str) -> bool:
