@@ -94,7 +94,7 @@ def presets(official: contract.Preset, timesteps: int = 1000) -> dict[str, contr
         n = min(steps, timesteps)
         return msgspec.structs.replace(official, encode_steps=n, decode_steps=n, sampler=sampler, spacing="logsnr")
 
-    fast, balanced, exact = run("dpmpp_2m", 8), run("dpmpp_2m", 12), run("obelm", 20)
+    fast, balanced, exact = run("dpmpp_2m", 6), run("dpmpp_2m", 10), run("bdia", 20)
     return {"official": official, "fast": fast, "balanced": balanced, "exact": exact}
 
 

@@ -21,8 +21,8 @@ Float64 = NDArray[np.float64]
 def dpmpp_2m(rows: Rows) -> Rows:
     """DPM-Solver++(2M): P is extrapolated linearly in log-SNR from the row before (Lu et al. 2022, algorithm 2).
 
-    δ is not: it moves x, and with it the next P. Where the branch changes, P of the row before is no guide, and the row
-    stays DDIM's.
+    δ is not: that of the row before, which P_prev holds, is taken to be this row's times the ratio of their edit_scales,
+    and made up for. Where the branch changes, P of the row before is no guide, and the row stays DDIM's.
     """
     rows = rows.copy()
     alpha, sigma, alpha_next, sigma_next = _levels(rows)
@@ -34,7 +34,9 @@ def dpmpp_2m(rows: Rows) -> Rows:
     k = np.where(here, k, 0)
     rows["c_x0"] += k
     rows["c_x0_prev"] = -k
-    _more(rows, np.where(rows["branch"] == Branch.ASYMMETRIC, -k, 0))
+    asymmetric = here & (rows["branch"] == Branch.ASYMMETRIC) & (rows["edit_scale"] > 0)
+    ratio = np.divide(np.roll(rows["edit_scale"], 1), rows["edit_scale"], out=np.zeros_like(k), where=asymmetric)
+    _more(rows, np.where(asymmetric, k * (ratio - 1), 0))
     return rows
 
 
