@@ -21,8 +21,8 @@ Float64 = NDArray[np.float64]
 def dpmpp_2m(rows: Rows) -> Rows:
     """DPM-Solver++(2M): P is extrapolated linearly in log-SNR from the row before (Lu et al. 2022, algorithm 2).
 
-    δ is not: that of the row before, which P_prev holds, is taken to be this row's times the ratio of their edit_scales,
-    and made up for. Where the branch changes, P of the row before is no guide, and the row stays DDIM's.
+    δ is not: that of the row before, which P_prev holds, is taken to be this row's times their edit_scales' ratio, and
+    made up for. Where the branch changes, P of the row before is no guide, and the row stays DDIM's.
     """
     rows = rows.copy()
     alpha, sigma, alpha_next, sigma_next = _levels(rows)

@@ -16,7 +16,6 @@ from hspace.amend import set_preset
 from hspace.bundle import Bundle
 from hspace.errors import ArgumentError, EngineError, LatentError
 from hspace.latent import slerp
-from hspace.schedule import Schedule
 
 from ..conftest import relative_error
 
