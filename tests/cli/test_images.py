@@ -173,7 +173,7 @@ REFUSALS: dict[str, tuple[list[str], int, list[str]]] = {
     "preset with --encode-steps": (["--preset", "fast", "--encode-steps", "5"], 2, ["preset: found 'fast'"]),
     "sampler": (["--sampler", "euler"], 2, ["sampler: found 'euler', expected one of ddim, ddpm"]),
     "seed": (["--seed", "-1"], 2, ["seed: found -1, expected a whole number from 0 to 2^64 - 1"]),
-    "engine": (["--engine", "cuda"], 5, ["engine: found 'cuda', expected auto, onnx, null"]),
+    "engine": (["--engine", "cuda"], 5, ["engine: found 'cuda', expected auto, openvino, onnx, null"]),
     "threads": (["--threads", "0"], 2, ["threads: found 0, expected a whole number from 1 to"]),
     "batch size": (["--batch-size", "0"], 2, ["batch_size: found 0, expected a whole number from 1 to"]),
     "option": (["--strength", "1"], 2, ["No such option", "--strength"]),
@@ -277,6 +277,7 @@ def test_encode_then_decode(
         "checkpoint": "0" * 64,
         "preset": "official",
         "sampler": "ddim",
+        "spacing": "diffae",
         "encode_steps": "8",
     }
     cli("decode", face, *on, "--steps", 4, "--set", "beard=-0.5", "-o", tmp_path / "out.png").check()

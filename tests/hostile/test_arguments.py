@@ -292,7 +292,7 @@ def test_sample_without_a_latent_network(null_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "fragment"),
     [
-        ({"engine": "cuda"}, EngineError, "engine: found 'cuda', expected auto, onnx, null"),
+        ({"engine": "cuda"}, EngineError, "engine: found 'cuda', expected auto, openvino, onnx, null"),
         ({"engine": ""}, EngineError, "engine: found ''"),
         ({"engine": None}, EngineError, "engine: found None"),
         ({"engine": "../null"}, EngineError, "engine: found '../null'"),
