@@ -1005,8 +1005,8 @@ argument("preset-unknown", "a preset that is not there", "--preset fast",
     "preset: found 'fast', expected one of official")
 argument("sampler-unknown", "an unknown sampler", "--sampler euler",
     "sampler: found 'euler', expected one of ddim, ddpm")
-argument("engine-unknown", "an unknown engine", "--engine torch", "engine: found 'torch', expected auto, openvino, onnx, null",
-    code=5)
+argument("engine-unknown", "an unknown engine", "--engine torch",
+    "engine: found 'torch', expected auto, openvino, onnx, null", code=5)
 argument("threads-0", "no threads", "--threads 0", "threads: found 0, expected a whole number from 1 to 1024")
 argument("batch-size-0", "batches of nothing", "--batch-size 0", "batch_size: found 0, expected a whole number from 1")
 argument("count-0", "no images", "", "count: found 0, expected a whole number", command="sample 0")

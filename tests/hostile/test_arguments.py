@@ -313,7 +313,7 @@ def test_an_engine_that_was_asked_for_is_not_replaced(null_folder: Path, monkeyp
     monkeypatch.setattr("hspace.engines.onnx.unavailable", lambda: "no such processor")
     with refused(EngineError, "engine onnx: cannot run here: no such processor"):
         hspace.open(null_folder, engine="onnx")
-    with refused(EngineError, "engine: none can run here: onnx: no such processor"):
+    with refused(EngineError, "engine auto: needs onnx to compare with, which cannot run here: onnx: no such"):
         hspace.open(null_folder)
 
 
