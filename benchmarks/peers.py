@@ -27,6 +27,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from hspace.engines.cache import processor
 from peers import report
 from peers.cases import NAMES, ROOT, Case, prepare
 from peers.runners import PEERS, Steps, serve
@@ -124,13 +125,10 @@ def log(text: str) -> None:
 
 def machine(threads: int | None) -> dict[str, str]:
     """Where and with what this ran."""
-    model = platform.processor() or platform.machine()
     try:
-        with open("/proc/cpuinfo") as f:
-            model = next(line.split(":")[1].strip() for line in f if line.startswith("model name"))
         with open("/proc/meminfo") as f:
             memory = f"{int(f.readline().split()[1]) / 2**20:.0f} GiB"
-    except (OSError, StopIteration):
+    except OSError:
         memory = "?"
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     commit = subprocess.run(command, text=True, capture_output=True, check=False).stdout.strip()
@@ -141,7 +139,7 @@ def machine(threads: int | None) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             versions.append(f"{package} -")
     return {
-        "processor": f"{model}, {len(os.sched_getaffinity(0))} cores, {memory}",
+        "processor": f"{processor()}, {len(os.sched_getaffinity(0))} cores, {memory}",
         "system": f"{platform.platform()}, Python {platform.python_version()}",
         "versions": ", ".join(versions),
         "threads": f"{threads}, set" if threads else f"{len(os.sched_getaffinity(0))}, each library's default",

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from hspace.attributes import DeltaTable, ZDirection, read_attribute
+from hspace.bench.startup import peak_memory
 from hspace.bundle import Bundle
 from numpy.typing import NDArray
 
@@ -334,7 +335,7 @@ def serve(connection: Any, name: str, case: Case, threads: int | None) -> None:
             end = time.perf_counter()
             before = [start, *(t for _, t in ticks)]
             each = [(kind, t - b) for (kind, t), b in zip(ticks, before, strict=False)]
-            answer = {"seconds": end - start, "steps": each, "x": np.asarray(x), "peak": peak_bytes()}
+            answer = {"seconds": end - start, "steps": each, "x": np.asarray(x), "peak": peak_memory()}
             connection.send(answer | {"first_step": ticks[0][1] - begun})
     except Unavailable as e:
         connection.send({"error": str(e)})
@@ -349,9 +350,3 @@ def serve(connection: Any, name: str, case: Case, threads: int | None) -> None:
 def _counts(peer: Any, case: Case) -> dict[str, int]:
     counts: dict[str, int] = peer.counts(case.official) if hasattr(peer, "counts") else {}
     return counts
-
-
-def peak_bytes() -> int:
-    """This process's largest resident memory. Not ru_maxrss, which is inherited from the process that started it."""
-    with open("/proc/self/status") as f:
-        return next(int(line.split()[1]) * 1024 for line in f if line.startswith("VmHWM"))

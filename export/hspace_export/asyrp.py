@@ -16,7 +16,7 @@ from torch import nn
 
 from . import architecture
 from .checkpoint import StateDict, check_tensors, load, looks_like, source, tensors
-from .exporter import AttributeData, Model, Settings, presets, schedule
+from .exporter import AttributeData, Model, Settings, few_steps, schedule
 from .graph import unet_parts
 from .models.ddpm import DdpmUNet
 from .models.delta import DdpmDelta, ImprovedDelta
@@ -62,15 +62,14 @@ def load_model(
         for name, path in attributes.items()
     }
     config = {"layout": layout, "unet": asdict(unet.config)}
+    # 40 steps each way, as the published attributes were trained; t_edit and t_boost of the official scripts
+    official = contract.Preset(encode_steps=40, decode_steps=40, spacing="asyrp", clip=False, t_edit=500, t_boost=200)
     return Model(
         family="asyrp",
         image_size=settings.image_size,
         parts=unet_parts(_eps_only(unet), settings.image_size, 0),
         schedules=contract.Schedules(image=schedule(settings.schedule or "linear")),
-        # 40 steps each way, as the published attributes were trained; t_edit and t_boost of the official scripts
-        presets=presets(
-            contract.Preset(encode_steps=40, decode_steps=40, spacing="asyrp", clip=False, t_edit=500, t_boost=200)
-        ),
+        presets={"official": official, **few_steps(official)},
         config=config,
         sources={
             "checkpoint": source(checkpoint),

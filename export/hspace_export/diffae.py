@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from . import architecture
 from .celeba import CELEBA_NAMES
 from .checkpoint import StateDict, check_tensors, load, looks_like, read_text, source, tensors
-from .exporter import AttributeData, Model, Settings, presets, schedule, settings_of
+from .exporter import AttributeData, Model, Settings, few_steps, schedule, settings_of
 from .graph import InFloat32, Part, unet_parts
 from .models.diffae import Encoder, LatentNet
 from .models.guided import GuidedUNet
@@ -103,12 +103,7 @@ def load_model(
         image_size=size,
         parts=parts,
         schedules=contract.Schedules(image=schedule(settings.schedule or "linear"), latent=latent_schedule),
-        # T of the official notebooks: encode 250, decode 100 (manipulate.ipynb), latent 200 (sample.ipynb)
-        presets=presets(
-            contract.Preset(
-                encode_steps=250, decode_steps=100, latent_steps=200 if net else None, spacing="diffae", clip=True
-            )
-        ),
+        presets=_presets(net is not None),
         config=config,
         sources=sources,
         z_channels=z_channels,
@@ -225,3 +220,11 @@ def _names(found: Any, path: Path, class_names: Path | None, count: int) -> list
     if len(names) != count or len(set(names)) != count:
         raise CheckpointError(f"{class_names or path}: found {len(set(names))} distinct class names, expected {count}")
     return names
+
+
+def _presets(sampling: bool) -> dict[str, contract.Preset]:
+    """T of the official notebooks: encode 250, decode 100 (manipulate.ipynb), latent 200 (sample.ipynb)."""
+    official = contract.Preset(
+        encode_steps=250, decode_steps=100, latent_steps=200 if sampling else None, spacing="diffae", clip=True
+    )
+    return {"official": official, **few_steps(official)}

@@ -24,7 +24,7 @@ from torch import nn
 
 from . import architecture, asyrp
 from .checkpoint import StateDict, check_tensors, load, looks_like, read_json, source, tensors
-from .exporter import Model, Settings, presets
+from .exporter import Model, Settings, few_steps
 from .graph import unet_parts
 from .models.diffusers import DiffusersUNet, Prediction
 
@@ -347,8 +347,7 @@ def _presets(config: _SchedulerConfig) -> dict[str, contract.Preset]:
         made["ddpm"] = msgspec.structs.replace(
             official, decode_steps=min(1000, total), sampler=_SAMPLERS[config.variance_type]
         )
-    others = presets(made["asyrp"], total)
-    return {**made, **{name: others[name] for name in ("fast", "balanced", "exact")}}
+    return {**made, **few_steps(made["asyrp"], total)}
 
 
 # --- the network --------------------------------------------------------------------------------------

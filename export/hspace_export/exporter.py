@@ -87,15 +87,14 @@ def schedule(text: str) -> contract.AnySchedule:
     raise ArgumentError(f"schedule: found {text!r}, expected linear, cosine or const0.008 (any number)")
 
 
-def presets(official: contract.Preset, timesteps: int = 1000) -> dict[str, contract.Preset]:
-    """`official`, and beside it those that docs/quality.md is about: fast, balanced and exact."""
+def few_steps(official: contract.Preset, timesteps: int = 1000) -> dict[str, contract.Preset]:
+    """The presets beside `official` that docs/quality.md is about: fast, balanced and exact."""
 
     def run(sampler: str, steps: int) -> contract.Preset:
         n = min(steps, timesteps)
         return msgspec.structs.replace(official, encode_steps=n, decode_steps=n, sampler=sampler, spacing="logsnr")
 
-    fast, balanced, exact = run("dpmpp_2m", 6), run("dpmpp_2m", 10), run("bdia", 20)
-    return {"official": official, "fast": fast, "balanced": balanced, "exact": exact}
+    return {"fast": run("dpmpp_2m", 6), "balanced": run("dpmpp_2m", 10), "exact": run("bdia", 20)}
 
 
 @dataclass

@@ -70,10 +70,9 @@ def obelm(rows: Rows) -> Rows:
     rows = rows.copy()
     alpha, sigma, alpha_next, sigma_next = _levels(rows)
     here = _two_steps(rows)
-    one = np.ones_like(alpha)
     s = sigma / alpha
     s_next = np.divide(sigma_next, alpha_next, out=s.copy(), where=here)
-    r = np.divide(s_next - s, s - np.roll(s, 1), out=0 * one, where=here)
+    r = np.divide(s_next - s, s - np.roll(s, 1), out=np.zeros_like(alpha), where=here)
     for name in ("c_x", "c_x0", "c_eps"):
         rows[name] *= 1 + r
     rows["c_x"] -= r * (1 + r) * alpha_next / alpha

@@ -27,6 +27,7 @@ class _Convention(NamedTuple):
     at: Literal["lower", "upper"]
     to_noise: bool
     direction: samplers.Direction
+    even: bool = True  # steps of one length
 
 
 # A preset's spacing says whose code it follows, beyond the timesteps. DDPM's rows are the same in all.
@@ -38,11 +39,10 @@ _CONVENTIONS = {
     "leading": _DIFFUSERS,
     "linspace": _DIFFUSERS,
     "trailing": _DIFFUSERS,
-    "logsnr": _ASYRP,
-    "karras": _ASYRP,
-    "quadratic": _ASYRP,
+    "logsnr": _ASYRP._replace(even=False),
+    "karras": _ASYRP._replace(even=False),
+    "quadratic": _ASYRP._replace(even=False),
 }
-_UNEVEN = ("logsnr", "karras", "quadratic")
 
 
 class Planner:
@@ -135,7 +135,7 @@ class Planner:
         With the papers' spacings n_train/n_run (Kwon et al. 2023, appendix). With those whose steps differ in length
         n_train/T times the timesteps that the row stands for: over those Δh moves P by about as much.
         """
-        if plan.spacing not in _UNEVEN:
+        if _CONVENTIONS[plan.spacing].even:
             return np.full(len(ts), n_train / plan.decode_steps)
         return n_train / self._schedule.timesteps * np.diff(ts, prepend=-1)
 

@@ -9,7 +9,7 @@ import json
 import secrets
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from hspace_export.exporter import Settings, export  # noqa: E402
 from hspace_export.models.delta import DdpmDelta  # noqa: E402
 
 SINGLE, RUN, HALF = 1e-5, 1e-3, 1e-2
+pytestmark = pytest.mark.usefixtures("one_thread")
 SIZE, STEPS = 16, 8
 SMALL = {
     "sample_size": SIZE,
@@ -96,15 +97,6 @@ def save(name: str, folder: Path) -> Path:
         unet.save_pretrained(folder)
         scheduler.save_pretrained(folder)
     return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """The networks are too small for more, and threads that wait for each other cost forty times as much."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

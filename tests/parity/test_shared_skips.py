@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from hspace_export.models.guided import GuidedConfig, GuidedUNet  # noqa: E402
 from hspace_export.models.layers import SkipBlock  # noqa: E402
 from torch import nn  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SIZE, N, M, Z = 16, 2, 3, 6
 LIMIT = 2e-6
 
@@ -59,15 +60,6 @@ CASES: dict[str, tuple[Callable[[], nn.Module], list[int]]] = {
     "diffusers, v": (lambda: diffusers("v_prediction", **RESNET), [0, 2, 2, 0]),
     "diffusers, one group": (lambda: diffusers("sample", norm_num_groups=1), [64, 32, 32, 32]),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """The networks are too small for more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def head(make: Callable[[], nn.Module]) -> Any:

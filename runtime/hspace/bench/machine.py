@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..engines.cache import usable_cores
+from ..engines.cache import processor, usable_cores
 
 _PACKAGES = ("hspace", "numpy", "onnxruntime", "openvino")
 
@@ -18,7 +18,7 @@ _PACKAGES = ("hspace", "numpy", "onnxruntime", "openvino")
 def stamp() -> dict[str, Any]:
     """Processor, cores, system, versions, UTC time, and the commit where the package runs from a git working tree."""
     found: dict[str, Any] = {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "usable_cores": usable_cores(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -49,11 +49,3 @@ def _commit(folder: Path) -> str | None:
         return git("rev-parse", "--short=12", "HEAD") + changed
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as f:
-            return next(line.split(":", 1)[1].strip() for line in f if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -36,25 +36,12 @@ class Batches(common.ParamType[tuple[int, ...]]):
             self.fail(f"found {value!r}, expected whole numbers with commas between", param, ctx)
 
 
-# common.opening, but with several engines
-_opening = common.stack(
-    click.option(
-        "-b", "--bundle", required=True, envvar="HSPACE_BUNDLE", help="The bundle's folder. [env: HSPACE_BUNDLE]"
-    ),
-    click.option(
-        "--engine",
-        "engines",
-        type=Names(),
-        multiple=True,
-        help="auto, or engines' names, side by side. [default: auto]",
-    ),
-    click.option("--threads", type=int, help="How many threads the engine may use. [default: all cores]"),
-    click.option("--batch-size", type=int, help="Images per network evaluation. [default: 65536 / size²]"),
-)
-
-
 @click.command()
-@_opening
+@common.bundle_option
+@click.option(
+    "--engine", "engines", type=Names(), multiple=True, help="auto, or engines' names, side by side. [default: auto]"
+)
+@common.resources
 @click.option(
     "--batch", "batches", type=Batches(), default="1", show_default=True,
     help="Samples in a step, and images in a call; at further ones, the steps alone.",

@@ -61,6 +61,13 @@ class Strength(ParamType[tuple[str, float]]):
         self.fail(f"found {value!r}, expected NAME=NUMBER", param, ctx)
 
 
+bundle_option = click.option(
+    "-b", "--bundle", required=True, envvar="HSPACE_BUNDLE", help="The bundle's folder. [env: HSPACE_BUNDLE]"
+)
+resources = stack(
+    click.option("--threads", type=int, help="How many threads the engine may use. [default: all cores]"),
+    click.option("--batch-size", type=int, help="Images per network evaluation. [default: 65536 / size²]"),
+)
 engine = stack(
     click.option(
         "--engine",
@@ -68,15 +75,9 @@ engine = stack(
         show_default=True,
         help="auto (the fastest that is accurate), openvino, onnx or null.",
     ),
-    click.option("--threads", type=int, help="How many threads the engine may use. [default: all cores]"),
-    click.option("--batch-size", type=int, help="Images per network evaluation. [default: 65536 / size²]"),
+    resources,
 )
-opening = stack(
-    click.option(
-        "-b", "--bundle", required=True, envvar="HSPACE_BUNDLE", help="The bundle's folder. [env: HSPACE_BUNDLE]"
-    ),
-    engine,
-)
+opening = stack(bundle_option, engine)
 running = stack(
     click.option("--preset", help="One of the bundle's presets. [default: the bundle's default]"),
     click.option("--steps", type=int, help="Steps, instead of the preset's."),

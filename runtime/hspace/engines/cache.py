@@ -25,6 +25,11 @@ def folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hspace"
 
 
+def key(*of: object) -> str:
+    """The name of what all of these together decide."""
+    return hashlib.sha256("|".join(map(str, of)).encode()).hexdigest()
+
+
 class Entry:
     """One cached file: its SHA-256, then its content. What is damaged, or cannot be read or written, is not there."""
 

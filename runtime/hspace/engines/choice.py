@@ -6,7 +6,6 @@ for this bundle, machine and these versions, so that only the first `open` takes
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import logging
@@ -65,7 +64,7 @@ def _key(bundle: Bundle, usable: Sequence[str]) -> str:
     versions += [importlib.metadata.version(p) for p in ("openvino",) if "openvino" in usable]
     parts = [*usable, *versions, cache.processor(), platform.machine(), str(cache.usable_cores())]
     parts += [c.sha256 for c in bundle.manifest.components.values()]
-    return hashlib.sha256("|".join(parts).encode()).hexdigest()
+    return cache.key(*parts)
 
 
 def _evaluate(engine: Engine, bundle: Bundle) -> tuple[NDArray[np.float32], float]:

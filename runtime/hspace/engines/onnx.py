@@ -6,7 +6,6 @@ copied on their way from the trunk to the head.
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import tempfile
 from collections.abc import Mapping
@@ -79,8 +78,8 @@ class OnnxEngine:
         # Idle workers that spin take the cores from the other sessions' workers and from NumPy's:
         # docs/decisions/0004-no-spinning.md has the figures.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        about = f"{self._ort.__version__}|{cache.processor()}|{platform.machine()}|{spec.sha256}"
-        entry = cache.Entry("onnxruntime", hashlib.sha256(about.encode()).hexdigest())
+        of = (self._ort.__version__, cache.processor(), platform.machine(), spec.sha256)
+        entry = cache.Entry("onnxruntime", cache.key(*of))
         optimised = entry.read()
         if optimised is not None:
             options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_DISABLE_ALL

@@ -15,7 +15,6 @@ latent DDIM's network, which run once a call or cost nothing, are float32 throug
 
 from __future__ import annotations
 
-import hashlib
 import io
 import threading
 from collections.abc import Iterator, Mapping
@@ -67,16 +66,19 @@ class _Compiled:
 
 
 class _Chunk:
-    """Samples first … first + size − 1 of a trunk's batch, and their skips as tensors by name."""
+    """Samples first … first + size − 1 of a trunk's batch, and their skips as tensors by name.
 
-    def __init__(self, first: int, size: int, skips: dict[str, Any], compiled: _Compiled | None = None) -> None:
-        self.first, self.size, self.skips = first, size, skips
-        self.compiled, self.request = compiled, None
+    lent: the trunk whose request's buffers the skips are in, and that request, which goes back to it with the chunk.
+    """
+
+    def __init__(self, first: int, size: int, skips: dict[str, Any], lent: tuple[_Compiled, Any] | None = None) -> None:
+        self.first, self.size, self.skips, self.lent = first, size, skips, lent
 
     def __del__(self) -> None:
-        if self.compiled is not None and self.request is not None:
+        if self.lent is not None:
+            compiled, request = self.lent
             self.skips.clear()
-            self.compiled.idle.append(self.request)
+            compiled.idle.append(request)
 
 
 class OpenVinoEngine:
@@ -118,8 +120,7 @@ class OpenVinoEngine:
             request.infer()
             parts.append([None if _is_skip(o.name) else request.get_tensor(o.name).data.copy() for o in spec.outputs])
             skips = {o.name: request.get_tensor(o.name) for o in spec.outputs if _is_skip(o.name)}
-            chunks.append(_Chunk(first, size, skips, compiled))
-            chunks[-1].request = request
+            chunks.append(_Chunk(first, size, skips, (compiled, request)))
         return [
             chunks if _is_skip(o.name) else np.concatenate(each) if len(each) > 1 else each[0]
             for o, each in zip(spec.outputs, zip(*parts, strict=True), strict=True)
@@ -208,8 +209,8 @@ class OpenVinoEngine:
         where = f"{self._bundle.folder / spec.file}"
         device = self._core.get_property("CPU", "FULL_DEVICE_NAME")
         capabilities = sorted(self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
-        about = f"{_FORM}|{self._ov.__version__}|{device}|{capabilities}|{sorted(config.items())}|{spec.sha256}|{n}|{m}"
-        entry = cache.Entry("openvino", hashlib.sha256(about.encode()).hexdigest())
+        of = (_FORM, self._ov.__version__, device, capabilities, sorted(config.items()), spec.sha256, n, m)
+        entry = cache.Entry("openvino", cache.key(*of))
         data = self._bundle.read_component(component)  # verified even where it is not needed
         blob = entry.read()
         if blob is not None:
