@@ -16,7 +16,7 @@ import msgspec
 
 from .checks import raise_faults
 from .errors import ArgumentError, BundleError
-from .files import MAX_TEXT_BYTES, read_file, write_atomically
+from .files import MAX_TEXT_BYTES, check_file, read_file, write_atomically
 from .manifest import MANIFEST, MAX_PATH, Component, File, Manifest, Preset, parse_manifest
 from .onnx_scan import check_onnx
 
@@ -64,12 +64,25 @@ class Bundle:
 
     def read(self, entry: File) -> bytes:
         """The contents of a listed file, checked against its SHA-256 before anyone parses them."""
-        path = self.folder / entry.file
-        data = read_file(path, BundleError, entry.bytes)
-        found = hashlib.sha256(data).hexdigest()
-        if found != entry.sha256:
-            raise BundleError(f"{path}: altered: found SHA-256 {found}, expected {entry.sha256}")
+        data = read_file(self.folder / entry.file, BundleError, entry.bytes)
+        self._check(entry, hashlib.sha256(data).hexdigest())
         return data
+
+    def check(self, entry: File) -> None:
+        """As `read`, for who has what was made of the file before: it is not held in memory."""
+        path = self.folder / entry.file
+        check_file(path, BundleError)
+        try:
+            with open(path, "rb") as f:
+                found = hashlib.file_digest(f, "sha256").hexdigest()
+        except OSError as e:
+            raise BundleError(f"{path}: cannot be read: {e.strerror}") from None
+        self._check(entry, found)
+
+    def _check(self, entry: File, found: str) -> None:
+        if found != entry.sha256:
+            path = self.folder / entry.file
+            raise BundleError(f"{path}: altered: found SHA-256 {found}, expected {entry.sha256}")
 
     def read_component(self, name: str) -> bytes:
         """A component's ONNX graph, checked, and refused where it refers to anything outside its file."""

@@ -11,6 +11,7 @@ import hspace
 import numpy as np
 import pytest
 from hspace.engines import cache, choice, unavailable
+from hspace.errors import BundleError
 
 from ..conftest import BUNDLES, relative_error
 
@@ -138,17 +139,39 @@ def test_compiled_graphs_are_cached_and_damage_is_noticed(
     original = ov.Core.compile_model
     monkeypatch.setattr(ov.Core, "compile_model", lambda *a, **k: (compiled.append(1), original(*a, **k))[1])
     hspace.open(AVATARS, engine="openvino")
-    assert len(compiled) == 4 and len(list((tmp_path / "openvino").iterdir())) == 4
+    assert len(compiled) == 3 and len(list((tmp_path / "openvino").iterdir())) == 3
     again = hspace.open(AVATARS, engine="openvino")
-    assert len(compiled) == 4
+    assert len(compiled) == 3
     inputs = drawn(1, 4)
     expected = evaluate(editors[0].engine, inputs, [0])[1]
     assert relative_error(evaluate(again.engine, inputs, [0])[1], expected) <= 1e-5
     one = sorted((tmp_path / "openvino").iterdir())[0]
-    one.write_bytes(one.read_bytes()[:-1] + b"x")
-    assert cache.Entry("openvino", one.stem).read() is None
+    for damaged in (one.read_bytes()[:-1] + b"x", b"x" + one.read_bytes()[1:], one.read_bytes()[:-1], b"x", b""):
+        one.unlink()  # a mapped file is replaced, never changed
+        one.write_bytes(damaged)
+        assert cache.Entry("openvino", one.stem).read() is None
     hspace.open(AVATARS, engine="openvino")
-    assert len(compiled) == 5 and cache.Entry("openvino", one.stem).read() is not None
+    assert len(compiled) == 4 and cache.Entry("openvino", one.stem).read() is not None
+    again.draw(1)  # the latent DDIM's network is compiled when it is first used
+    assert len(compiled) == 5 and len(list((tmp_path / "openvino").iterdir())) == 4
+    expected = evaluate(editors[0].engine, inputs, [0])[1]
+    assert relative_error(evaluate(again.engine, inputs, [0])[1], expected) <= 1e-5
+
+
+def test_an_altered_bundle_is_refused_whatever_the_cache_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HSPACE_CACHE", str(tmp_path / "cache"))
+    copy = tmp_path / "bundle"
+    shutil.copytree(AVATARS, copy)
+    for engine in ("openvino", "onnx"):
+        hspace.open(copy, engine=engine)
+    for name in ("latent.onnx", "head.onnx"):
+        data = bytearray((copy / name).read_bytes())
+        data[len(data) // 2] ^= 1
+        (copy / name).write_bytes(data)
+        for engine in ("openvino", "onnx"):
+            with pytest.raises(BundleError, match=rf"{name}: altered"):
+                hspace.open(copy, engine=engine)
+        (copy / name).write_bytes((AVATARS / name).read_bytes())
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import mmap
 import os
 import platform
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 
 from ..errors import OutputError
 from ..files import make_folder, write_atomically
+
+_DIGEST = 32  # bytes of a SHA-256
 
 
 def folder() -> Path:
@@ -31,23 +34,32 @@ def key(*of: object) -> str:
 
 
 class Entry:
-    """One cached file: its SHA-256, then its content. What is damaged, or cannot be read or written, is not there."""
+    """One cached file: its content, then its SHA-256. What is damaged, or cannot be read or written, is not there."""
 
     def __init__(self, kind: str, key: str) -> None:
         self.path = folder() / kind / f"{key}.bin"
 
-    def read(self) -> bytes | None:
+    def map(self) -> tuple[mmap.mmap, memoryview] | None:
+        """The file in memory, writable for this process alone, and in it the content; read as its pages are used.
+
+        A file is replaced and never changed, so what was checked here stays so.
+        """
         try:
             with open(self.path, "rb") as f:
-                digest, content = f.read(32), f.read()
-        except OSError:
+                whole = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_COPY)
+        except (OSError, ValueError):  # a ValueError is of an empty file
             return None
-        return content if hashlib.sha256(content).digest() == digest else None
+        content, digest = memoryview(whole)[:-_DIGEST], whole[-_DIGEST:]
+        return (whole, content) if hashlib.sha256(content).digest() == digest else None
+
+    def read(self) -> bytes | None:
+        found = self.map()
+        return None if found is None else bytes(found[1])
 
     def write(self, content: bytes) -> None:
         with contextlib.suppress(OutputError):
             make_folder(self.path.parent)
-            write_atomically(self.path, hashlib.sha256(content).digest() + content)
+            write_atomically(self.path, content + hashlib.sha256(content).digest())
 
 
 def usable_cores() -> int:

@@ -15,7 +15,7 @@ latent DDIM's network, which run once a call or cost nothing, are float32 throug
 
 from __future__ import annotations
 
-import io
+import mmap
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -47,15 +47,22 @@ def unavailable() -> str | None:
 
 
 def open_engine(bundle: Bundle, threads: int | None) -> OpenVinoEngine:
-    """Every component compiled for one sample. Raises BundleError for a graph that is not what the manifest says."""
+    """Every component verified, and compiled for one sample but for the latent DDIM's network, which `sample` compiles.
+
+    Raises BundleError for a graph that is not what the manifest says.
+    """
     return OpenVinoEngine(bundle, threads)
 
 
 @dataclass(eq=False)
 class _Compiled:
-    """A component for one batch size. A request has buffers of its own: one for each call that is under way."""
+    """A component for one batch size. A request has buffers of its own: one for each call that is under way.
+
+    weights: the mapped file that the model may read, or None where it has its own.
+    """
 
     model: Any
+    weights: Any = None
     idle: list[Any] = field(default_factory=list)
 
     def request(self) -> Any:
@@ -99,7 +106,10 @@ class OpenVinoEngine:
         self._compiled: dict[tuple[str, int, int], _Compiled] = {}
         self._lock = threading.Lock()
         for name in self._components:
-            self._compile(name, 1)
+            if name == "latent":  # what edits do not use takes no memory until it is used
+                bundle.read_component(name)
+            else:
+                self._compile(name, 1)
 
     def run(self, component: str, inputs: Mapping[str, Any]) -> list[Any]:
         spec = self._components[component]
@@ -201,30 +211,24 @@ class OpenVinoEngine:
                     "NUM_STREAMS": "1",
                     "INFERENCE_NUM_THREADS": str(self._threads),
                 }
-                self._compiled[key] = _Compiled(self._load(component, n, m, bf16, config))
+                self._compiled[key] = self._load(component, n, m, bf16, config)
             return self._compiled[key]
 
-    def _load(self, component: str, n: int, m: int, bf16: bool, config: dict[str, str]) -> Any:
+    def _load(self, component: str, n: int, m: int, bf16: bool, config: dict[str, str]) -> _Compiled:
         spec = self._components[component]
         where = f"{self._bundle.folder / spec.file}"
         device = self._core.get_property("CPU", "FULL_DEVICE_NAME")
         capabilities = sorted(self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
         of = (_FORM, self._ov.__version__, device, capabilities, sorted(config.items()), spec.sha256, n, m)
         entry = cache.Entry("openvino", cache.key(*of))
-        data = self._bundle.read_component(component)  # verified even where it is not needed
-        blob = entry.read()
-        if blob is not None:
-            del data
-            try:
-                return self._core.import_model(io.BytesIO(blob), "CPU", config)
-            except RuntimeError:  # a blob that this library does not take is made anew
-                del blob
-                data = self._bundle.read_component(component)
+        imported = self._import(entry, config)
+        if imported is not None:
+            self._bundle.check(spec)  # what it was made of has to be as it was
+            return imported
         try:
-            model = self._core.read_model(data)
+            model = self._core.read_model(self._bundle.read_component(component))
         except RuntimeError as e:
             raise BundleError(f"{where}: OpenVINO cannot load this graph") from e
-        del data
         sides = [
             [(p.any_name, p.element_type.get_type_name(), _dimensions(p)) for p in ports]
             for ports in (model.inputs, model.outputs)
@@ -235,7 +239,25 @@ class OpenVinoEngine:
         except RuntimeError as e:
             raise BundleError(f"{where}: OpenVINO cannot compile this graph") from e
         entry.write(compiled.export_model().getvalue())
-        return compiled
+        del model
+        return self._import(entry, config) or _Compiled(compiled)  # which holds the weights twice
+
+    def _import(self, entry: cache.Entry, config: dict[str, str]) -> _Compiled | None:
+        """What `entry` holds, or None. The library packs the weights that it finds in the mapped file, and seldom
+        returns to them: their pages are given back at once, and are read again where they are wanted.
+        """
+        found = entry.map()
+        if found is None:
+            return None
+        whole, blob = found
+        try:
+            shared = self._ov.Tensor(np.frombuffer(blob, np.uint8), shared_memory=True)
+            compiled = self._core.import_model(shared, "CPU", config)
+        except RuntimeError:  # a blob that this library does not take
+            return None
+        if hasattr(whole, "madvise"):
+            whole.madvise(mmap.MADV_DONTNEED)
+        return _Compiled(compiled, whole)
 
     def _build(self, model: Any, spec: Component, n: int, m: int, bf16: bool) -> Any:
         """The graph for n and m samples, with its skips in the network's own form."""

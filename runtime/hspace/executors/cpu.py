@@ -18,7 +18,7 @@ from ..attributes import Edit, inject
 from ..engines import Engine
 from ..errors import ArgumentError
 from ..noise import Noise
-from ..program import Branch, Program, Rows, concatenate
+from ..program import COEFFICIENTS, Branch, Program, Rows, concatenate
 
 Float32 = NDArray[np.float32]
 
@@ -42,6 +42,7 @@ class Batch:
     x_0: Float32 = field(init=False)
     h: NDArray[Any] | None = field(init=False, default=None)
     table: Rows = field(init=False, repr=False)
+    coefficients: Float32 = field(init=False, repr=False)
     draws: NDArray[np.int64] = field(init=False, repr=False)
     row: NDArray[np.int64] = field(init=False)
     end: NDArray[np.int64] = field(init=False)
@@ -52,6 +53,8 @@ class Batch:
             raise ArgumentError(f"programs: found {len(self.programs)}, expected one for each of {len(self.x)} samples")
         distinct = list({id(p): p for p in self.programs}.values())
         self.table, self.draws, ends = concatenate(distinct)
+        each = np.stack([self.table[name] for name in COEFFICIENTS])  # [coefficient, row], to broadcast over x
+        self.coefficients = each.reshape(*each.shape, *[1] * (self.x.ndim - 1))
         which = {id(p): i for i, p in enumerate(distinct)}
         index = [which[id(p)] for p in self.programs]
         self.end = ends[index]
@@ -80,30 +83,36 @@ class Executor:
         rows, x = batch.table[batch.row[active]], batch.x[here]
         eps, eps_edit = self._predict(batch, active, rows, x)
 
-        def column(name: str) -> Float32:
-            return np.asarray(rows[name].reshape(-1, *[1] * (x.ndim - 1)))
-
-        p: Float32 = np.divide(x - column("sigma") * eps_edit, column("alpha"))
-        clip = rows["clip"] != 0
-        if clip.all():
+        columns = batch.coefficients[:, batch.row[active]]
+        alpha, sigma, c_x, c_x0, c_eps, c_x_prev, c_x0_prev, c_noise, _ = columns
+        _, _, has_x, _, has_eps, has_x_prev, has_x0_prev, has_noise, _ = columns.reshape(len(columns), -1).any(axis=1)
+        p = np.multiply(sigma, eps_edit)
+        np.subtract(x, p, out=p)
+        np.divide(p, alpha, out=p)
+        clip = rows["clip"]
+        least, most = clip.min(), clip.max()
+        if least:
             np.clip(p, -1, 1, out=p)
-        elif clip.any():
-            p[clip] = np.clip(p[clip], -1, 1)
-        both = rows["clip"] == 2
-        if both.any():
-            alpha, sigma = column("alpha")[both], column("sigma")[both]
-            own = np.clip((x[both] - sigma * eps[both]) / alpha, -1, 1)
+        elif most:
+            p[clip != 0] = np.clip(p[clip != 0], -1, 1)
+        if most == 2:
+            both = clip == 2
+            own = np.clip((x[both] - sigma[both] * eps[both]) / alpha[both], -1, 1)
             eps = eps.copy()
-            eps[both] = (x[both] - alpha * own) / sigma
-        x_next: Float32 = np.multiply(column("c_x0"), p)
-        x_prev = None if batch.x_prev is None else batch.x_prev[here]
-        for name, term in (("c_x", x), ("c_eps", eps), ("c_x_prev", x_prev), ("c_x0_prev", batch.x_0[here])):
-            if term is not None and rows[name].any():
-                x_next += column(name) * term
-        for i in np.flatnonzero(rows["c_noise"]):
+            eps[both] = (x[both] - alpha[both] * own) / sigma[both]
+        x_next = np.multiply(c_x0, p)
+        if has_x:
+            x_next += c_x * x
+        if has_eps:
+            x_next += c_eps * eps
+        if has_x_prev and batch.x_prev is not None:
+            x_next += c_x_prev * batch.x_prev[here]
+        if has_x0_prev:
+            x_next += c_x0_prev * batch.x_0[here]
+        for i in np.flatnonzero(c_noise) if has_noise else ():
             sample = int(active[i])
             draw = batch.noise.draw(int(batch.draws[batch.row[sample]]), sample, x.shape[1:])
-            x_next[i] += rows["c_noise"][i] * draw
+            x_next[i] += c_noise[i] * draw
         if every:
             batch.x, batch.x_0 = x_next, p
             batch.x_prev = None if batch.x_prev is None else x
@@ -123,12 +132,9 @@ class Executor:
         batch.h = h
         source = np.arange(len(active))
         branch = rows["branch"]
-        edited = np.array(
-            [i for i in np.flatnonzero(branch) if batch.edits is not None and batch.edits[active[i]].deltas],
-            dtype=np.intp,
-        )
-        asymmetric = edited[branch[edited] == Branch.ASYMMETRIC]
-        if edited.size:
+        edited = [i for i in branch.nonzero()[0] if batch.edits is not None and batch.edits[active[i]].deltas]
+        asymmetric = [i for i in edited if branch[i] == Branch.ASYMMETRIC]
+        if edited:
             assert batch.edits is not None
             edits = [batch.edits[active[i]] for i in edited]
             h = _float32(h)
@@ -138,14 +144,14 @@ class Executor:
             symmetric = branch[edited] == Branch.SYMMETRIC
             if symmetric.any():
                 h = h.copy()
-                h[edited[symmetric]] = moved[symmetric]
+                h[np.compress(symmetric, edited)] = moved[symmetric]
             h = np.concatenate([h, moved[~symmetric]])
-            source = np.concatenate([source, asymmetric])
+            source = np.append(source, np.array(asymmetric, dtype=source.dtype))
         inputs = {"h": h, "temb": temb, **{f"skip_{i}": s for i, s in enumerate(skips)}, "source": source, **given}
         (out,) = self.engine.run("head", inputs)
         out = _float32(out)
         eps = out[: len(active)]
-        if not asymmetric.size:
+        if not asymmetric:
             return eps, eps
         eps_edit = eps.copy()
         eps_edit[asymmetric] = out[len(active) :]
