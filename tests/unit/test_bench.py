@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -208,15 +209,25 @@ def test_commit_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_peak() -> None:
-    best = peaks.peak(1)
-    assert best.keys() <= set(peaks.PRECISIONS)
-    assert all(e["gflops"] > 0 and e["by"].partition(",")[0] in ("NumPy", "OpenVINO", "PyTorch") for e in best.values())
-    assert "fp32" in best
+    probe = peaks.Probe(1)
+    assert probe.found.keys() <= set(peaks.PRECISIONS) and "fp32" in probe.found
+    for each in probe.found.values():
+        assert each["gflops"] > 0 and each["by"].partition(",")[0] in ("NumPy", "OpenVINO", "PyTorch")
+    found = dict(probe.found)
+    for precision, each in found.items():
+        start = time.perf_counter()
+        probe.run(precision)
+        assert each["flop"] / (time.perf_counter() - start) / 1e9 < 3 * each["gflops"]  # it did compute
+    assert probe.found == found
+    probe.run("fp8")  # which it cannot: the process ends, and nothing is found any more
+    assert probe.found == {}
+    probe.run("fp32")
+    probe.close()
 
 
 @pytest.mark.parametrize("library", ["numpy", "openvino", "torch"])
 def test_libraries_of_the_peak(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each multiplies what it says it does: `peak` would leave a broken one out without a word."""
+    """Each multiplies what it says it does: `Probe` would leave a broken one out without a word."""
     pytest.importorskip(library)
     for name, value in (("_SIZES", (16, 32)), ("_CHANNELS", 16), ("_SIDE", 8)):
         monkeypatch.setattr(peaks, name, value)
@@ -233,7 +244,7 @@ def test_processes_that_cannot_start(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     """What they would have said is left out."""
     assert startup.start_up(tmp_path, "null") == {}
     monkeypatch.setattr("sys.executable", str(tmp_path / "none"))
-    assert peaks.peak(1) == {} and startup.start_up(tmp_path, "null") == {}
+    assert peaks.Probe(1).found == {} and startup.start_up(tmp_path, "null") == {}
 
 
 def test_start_up(null_editor: hspace.Editor) -> None:
@@ -262,12 +273,15 @@ def test_a_share_above_the_peak_is_a_warning() -> None:
     assert warning == "onnx: head reaches 110.0 % of the fp32 peak, so the peak was measured too low"
 
 
-def test_the_best_peak() -> None:
-    warnings: list[str] = []
-    low, high = ({"fp32": {"gflops": g, "by": "a test"}} for g in (80.0, 100.0))
-    assert report._best(low, high, warnings) == report._best({}, high, []) == high
-    assert warnings == ["the fp32 peak was 80 and 100 GFLOP/s before and after the rounds: shares are unsure"]
-    assert report._best({}, {}, warnings) == {} and warnings[1].startswith("shares of the peak are left out")
+def test_a_share_is_of_the_peak_of_its_round() -> None:
+    """A machine that is slow in one round is slow for both."""
+    peak = report._peak({"flop": 1e9, "by": "a test", "gflops": 1e9}, [10.0, 20.0, 5.0])
+    assert peak == {"gflops": 100.0, "rounds": [100.0, 50.0, 200.0], "by": "a test"}
+    work = counting.Work(5e9, 0)
+    found = report._achieved(work, [100.0, 200.0, 50.0], {"fp32": peak}, "fp32")
+    assert found == {"achieved": 50.0, "share": 0.5, "of": "fp32"}
+    assert report._achieved(work, [200.0], {"fp32": peak}, "fp32")["share"] == 0.25
+    assert report._achieved(work, [200.0], {"fp32": peak}, "bf16")["share"] is None
 
 
 def test_what_varies_is_a_warning() -> None:

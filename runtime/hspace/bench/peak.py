@@ -1,6 +1,8 @@
 """What this machine's matrix units reach: the best of every library that is installed, in fp32 and in bf16.
 
-Run as a process of its own (`python -m hspace.bench.peak THREADS`), so that no library's threads or memory stay.
+That is not steady: other work on the machine, its clock and its neighbours change it by factors. So the best is found
+once, and measured again in every round of a benchmark, beside what is compared with it. All of it runs in a process of
+its own (`python -m hspace.bench.peak THREADS`), so that no library's threads are in the way of an engine's.
 """
 
 from __future__ import annotations
@@ -21,30 +23,75 @@ PRECISIONS = ("fp32", "bf16")
 _SIZES = (1024, 2048, 3072)  # of square matrices
 _CHANNELS, _SIDE, _DEPTH = 128, 128, 4  # of the convolution; how many layers a graph has, one after another
 _SECONDS, _LONGEST = 0.2, 0.3  # for each candidate; of one run, beyond which no larger size is tried
+_AGAIN = 0.1  # seconds of a later measurement
 
 Candidate = tuple[str, str, float, Callable[[], object]]  # library and what, precision, operations, one run
 
 
-def peak(threads: int | None) -> dict[str, dict[str, Any]]:
-    """Precision → {"gflops": GFLOP/s, "by": library and what it computed}, of those that a library here computes in.
+class Probe:
+    """The process that measures; it ends with this one. threads: how many each library may use. Opens in 2 to 10 s.
 
-    threads: how many each library may use. Takes 2 to 10 seconds, most of them imports. Empty where no process can be
-    started.
+    found: precision → {"gflops": GFLOP/s of its best moment, "by": library and what it computes, "flop": operations of
+    one `run`}, of the precisions that a library here computes in; empty where the process cannot be started, or failed.
     """
-    count = str(threads or "")
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-    environment = {**os.environ, **(dict.fromkeys(names, count) if threads else {})}
-    command = [sys.executable, "-m", __name__, *([count] if threads else [])]
-    try:
-        done = subprocess.run(command, env=environment, text=True, capture_output=True, check=True, timeout=180)
-        found: dict[str, dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return {}
-    return found
+
+    def __init__(self, threads: int | None) -> None:
+        self.found: dict[str, dict[str, Any]] = {}
+        self._process: subprocess.Popen[str] | None = None
+        count = str(threads or "")
+        names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+        environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", **(dict.fromkeys(names, count) if threads else {})}
+        command = [sys.executable, "-m", __name__, *([count] if threads else [])]
+        pipe, null = subprocess.PIPE, subprocess.DEVNULL
+        try:
+            self._process = subprocess.Popen(command, env=environment, text=True, stdin=pipe, stdout=pipe, stderr=null)
+            self.found = json.loads(self._answer())
+        except (OSError, ValueError):
+            self.close()
+
+    def run(self, precision: str) -> None:
+        """Computes what was best in that precision, `flop` operations in about 0.1 s, for the caller to time."""
+        if self._process is None:
+            return
+        try:
+            assert self._process.stdin is not None
+            print(precision, file=self._process.stdin, flush=True)
+            self._answer()
+        except OSError:
+            self.close()
+
+    def close(self) -> None:
+        """Ends the process; nothing is found any more."""
+        self.found = {}
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+    def _answer(self) -> str:
+        assert self._process is not None and self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise OSError("the process that measures the peak ended")
+        return line
 
 
-def _here(threads: int | None) -> dict[str, dict[str, Any]]:
-    """`peak`, in this process."""
+def _serve(threads: int | None) -> None:
+    """A line of JSON with what was found; then a line for each precision that comes in, once it was computed."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # a library's words are no answers
+    best = _best(threads)
+    found = {p: {"gflops": e["gflops"], "by": e["by"], "flop": e["flop"] * e["times"]} for p, e in best.items()}
+    print(json.dumps(found), file=answers, flush=True)
+    for line in sys.stdin:
+        each = best[line.strip()]
+        for _ in range(each["times"]):
+            each["run"]()
+        print(file=answers, flush=True)
+
+
+def _best(threads: int | None) -> dict[str, dict[str, Any]]:
+    """Precision → the fastest candidate: its gflops, by, flop and run, and how many times it fits into `_AGAIN`."""
     best: dict[str, dict[str, Any]] = {}
     for library in (_numpy, _openvino, _torch):
         slow: set[tuple[str, str]] = set()  # larger sizes of what took long already are left out
@@ -63,7 +110,8 @@ def _here(threads: int | None) -> dict[str, dict[str, Any]]:
                     slow.add(kind)
                 gflops = flop / fastest / 1e9
                 if gflops > best.get(precision, {"gflops": 0.0})["gflops"]:
-                    best[precision] = {"gflops": gflops, "by": by}
+                    times = max(1, round(_AGAIN / fastest))
+                    best[precision] = {"gflops": gflops, "by": by, "flop": flop, "run": run, "times": times}
         except Exception:  # a library that is broken, or lacks what is asked of it, is none
             continue
     return best
@@ -138,4 +186,4 @@ def _convolution(layers: int) -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_here(int(sys.argv[1]) if len(sys.argv) > 1 else None)))
+    _serve(int(sys.argv[1]) if len(sys.argv) > 1 else None)

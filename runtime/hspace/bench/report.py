@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from ..engines.cache import usable_cores
 from ..errors import ArgumentError, BundleError, EngineError
 from ..plans import Planner
 from . import counting, machine, startup, timing
-from .peak import peak
+from .parts import steps as steps_of
+from .peak import Probe
 
 _VARIES = 0.1  # beyond it, a warning
 _FLOAT32 = ("encoder", "latent")  # parts that every engine runs in fp32; its `precision` is the U-Net's
@@ -43,8 +45,9 @@ def report(
 
     Returns, with times in milliseconds where a key does not say otherwise: "machine"; "run", what was asked for;
     "parts" (name → evaluations, gflop = 10⁹ operations, traffic_mb = 10⁶ bytes), "peak" (precision → gflops =
-    10⁹ operations a second, by), "engines" (name → precision, device, milliseconds, ratio to the first engine,
-    variation, gflops, overhead, startup), "batches" (samples → engine → step → p50, per_image, gflops), "warnings".
+    10⁹ operations a second, the median of its `rounds`, by), "engines" (name → precision, device, milliseconds, ratio
+    to the first engine, variation, gflops, overhead, startup), "batches" (samples → engine → step → p50, per_image,
+    gflops), "warnings".
     What cannot be known here is left out, or None. Raises ArgumentError, BundleError and EngineError.
     """
     opened = Bundle(bundle)
@@ -74,14 +77,22 @@ def report(
             warnings.append(f"{name}: start-up and memory are left out: a fresh process that measures them failed")
 
     real = [name for name in editors if name != "null"]
-    wanted = bool(real) and counting.can_count()
-    before = peak(threads or usable_cores()) if wanted else {}
     parts, works = _counted(opened, list(batches), steps, warnings)
-    reference = None if "null" in editors else open_bundle(bundle, engine="null", batch_size=batch_size)
-    times = timing.compare(editors, batches=batches, repeat=repeat, calls=calls, steps=steps, reference=reference)
-    peaks = _best(before, peak(threads or usable_cores()), warnings) if wanted else {}
-
-    null = times["null" if reference is None else "reference"]["update", batches[0]]
+    null = editors.get("null") or open_bundle(bundle, engine="null", batch_size=batch_size)
+    beside: dict[str, dict[timing.Part, Callable[[], object]]] = {
+        "null's": {("update", batches[0]): steps_of(null, batches[0])["update"]}
+    }
+    probe = Probe(threads or usable_cores()) if real and works else None
+    if probe is not None:
+        beside["peak"] = {(p, batches[0]): partial(probe.run, p) for p in probe.found}
+    times = timing.compare(editors, batches=batches, repeat=repeat, calls=calls, steps=steps, beside=beside)
+    peaks: dict[str, Found] = {}
+    if probe is not None:
+        peaks = {p: _peak(e, times["peak"][p, batches[0]]) for p, e in probe.found.items()}
+        probe.close()
+        if not peaks:
+            warnings.append("shares of the peak are left out: the process that measures it failed")
+    reference = times["null's"]["update", batches[0]]
     found: Found = {
         "machine": {**machine.stamp(), "threads": threads},
         "run": {
@@ -107,7 +118,7 @@ def report(
             "device": editor.engine.device,
             "milliseconds": {part: timing.summary(t) for part, t in first.items()},
             "variation": {part: timing.variation(t) for part, t in first.items()},
-            "overhead": _overhead(first, null),
+            "overhead": _overhead(first, reference),
             "startup": started[name],
         }
         if name in real[1:]:
@@ -158,26 +169,25 @@ def _counted(
     return parts, works
 
 
-def _best(before: Mapping[str, Found], after: Mapping[str, Found], warnings: list[str]) -> dict[str, Found]:
-    """The higher of what `peak` found before the rounds and after them: other work on the machine can only lower it."""
-    if not before and not after:
-        warnings.append("shares of the peak are left out: the process that measures it failed")
-    best = {}
-    for precision in {**before, **after}:
-        each = [found[precision] for found in (before, after) if precision in found]
-        best[precision] = max(each, key=lambda e: float(e["gflops"]))
-        values = [float(e["gflops"]) for e in each]
-        if max(values) / min(values) - 1 > _VARIES:
-            said = " and ".join(f"{v:.0f}" for v in values)
-            warnings.append(f"the {precision} peak was {said} GFLOP/s before and after the rounds: shares are unsure")
-    return best
+def _peak(found: Found, times: Sequence[float]) -> Found:
+    """What `Probe` found, with its rate in every round."""
+    rates = [found["flop"] / t / 1e6 for t in times]
+    return {"gflops": float(np.median(rates)), "rounds": rates, "by": found["by"]}
 
 
 def _achieved(work: counting.Work, times: Sequence[float], peaks: Mapping[str, Found], precision: str) -> Found:
-    """At the median: 10⁹ operations a second, and their share of the peak of that precision."""
-    achieved = work.flop / float(np.median(times)) / 1e6
-    share = achieved / peaks[precision]["gflops"] if precision in peaks else None
-    return {"achieved": achieved, "share": share, "of": precision}
+    """At the median: 10⁹ operations a second, and their share of the peak of that precision.
+
+    The share is the median of the rounds' own, against the peak of the same round; of whole calls, which have rounds
+    of their own, against the peak's median.
+    """
+    rates = [work.flop / t / 1e6 for t in times]
+    share = None
+    if precision in peaks:
+        beside = peaks[precision]["rounds"]
+        peak = beside if len(beside) == len(rates) else peaks[precision]["gflops"]
+        share = float(np.median(np.divide(rates, peak)))
+    return {"achieved": float(np.median(rates)), "share": share, "of": precision}
 
 
 def _overhead(times: Mapping[str, Sequence[float]], null: Sequence[float]) -> Found:
@@ -315,8 +325,11 @@ def closing(found: Found) -> list[str]:
     """Lines that explain the tables, then the warnings."""
     lines = []
     if found["peak"]:
-        peaks = ", ".join(f"{p} {e['gflops']:.0f} GFLOP/s ({e['by']})" for p, e in found["peak"].items())
-        lines.append(f"Matrix peak of this machine: {peaks}.")
+        peaks = ", ".join(
+            f"{p} {e['gflops']:.0f} GFLOP/s, {min(e['rounds']):.0f} to {max(e['rounds']):.0f} ({e['by']})"
+            for p, e in found["peak"].items()
+        )
+        lines.append(f"Matrix peak of this machine, measured in every round: {peaks}.")
     lines += [
         "update: everything of a step that is not network evaluation, as a share of the step.",
         "opens, first result, memory: of a fresh process with an empty cache; the result from the process's start on.",

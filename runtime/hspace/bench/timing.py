@@ -36,12 +36,12 @@ def compare(
     repeat: int = 20,
     calls: int = 3,
     steps: int | None = None,
-    reference: Editor | None = None,
+    beside: Mapping[str, Mapping[Part, Callable[[], object]]] | None = None,
 ) -> Times:
     """Editors of one bundle side by side, by name → (part, samples) → milliseconds of each round.
 
     What `measure` times, at the first of `batches`; at the others "update", "step" and "asymmetric step" alone.
-    Everything runs once before, unmeasured. reference: an editor whose "update" alone is timed, as "reference".
+    Everything runs once before, unmeasured. beside: what else takes its turn in each round.
     """
     runs: dict[str, dict[Part, Callable[[], object]]] = {}
     whole: dict[str, dict[Part, Callable[[], object]]] = {}
@@ -52,8 +52,7 @@ def compare(
             runs[name] |= {(part, n): r for part, r in parts.steps(editor, n).items()}
         whole[name] = {(call, first): r for call, r in parts.calls(editor, first, steps).items()}
         editor.edit(parts.blank(editor, first), parts.one_edit(editor), steps=2)  # the first use of a size compiles
-    if reference is not None:
-        runs["reference"] = {("update", first): parts.steps(reference, first)["update"]}
+    runs |= {name: dict(each) for name, each in (beside or {}).items()}
     for each in runs.values():
         for run in each.values():
             run()

@@ -85,7 +85,8 @@ class Executor:
 
         columns = batch.coefficients[:, batch.row[active]]
         alpha, sigma, c_x, c_x0, c_eps, c_x_prev, c_x0_prev, c_noise, _ = columns
-        _, _, has_x, _, has_eps, has_x_prev, has_x0_prev, has_noise, _ = columns.reshape(len(columns), -1).any(axis=1)
+        used: NDArray[np.bool_] = np.any(columns.reshape(len(columns), -1), axis=1)
+        _, _, has_x, _, has_eps, has_x_prev, has_x0_prev, has_noise, _ = used
         p = np.multiply(sigma, eps_edit)
         np.subtract(x, p, out=p)
         np.divide(p, alpha, out=p)
