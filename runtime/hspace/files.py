@@ -63,8 +63,8 @@ def make_folder(path: Path) -> None:
         raise OutputError(f"{path}: cannot be made: {e.strerror}") from None
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes `data` to `path`, replacing a file, or leaves everything as it was and raises OutputError.
+def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
+    """Writes `parts` to `path`, replacing a file, or leaves everything as it was and raises OutputError.
 
     It is written under a temporary name in the same folder, then renamed.
     """
@@ -73,7 +73,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     try:
         with open(temporary, "xb") as f:
             try:
-                f.write(data)
+                f.writelines(parts)
                 f.flush()
                 os.fsync(f.fileno())
                 os.replace(temporary, path)

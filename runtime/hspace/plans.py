@@ -89,7 +89,7 @@ class Planner:
         rows = samplers.ddim_inversion(
             self._schedule, ts, clip=plan.clip, at=convention.at, to_noise=convention.to_noise
         )
-        return Program.from_rows("encode", rows if sampler.inverse is None else sampler.inverse(rows))
+        return Program.from_rows("encode", rows if sampler.second_order is None else sampler.second_order(rows))
 
     def decode(self, plan: Preset, edit: Edit, *, resume: bool = False) -> Program:
         """From x_T to the image; t_edit, t_boost and edit_scale count only where `edit` has deltas.
@@ -115,8 +115,8 @@ class Planner:
                 clip=plan.clip,
                 direction=direction,
             )
-        if sampler.forward is not None:
-            rows = sampler.forward(rows)
+        if sampler.second_order is not None:
+            rows = sampler.second_order(rows)
         if resume:
             rows = multistep.resumed(rows)
         return Program.from_rows("decode" if edit.branch == Branch.NONE else "edit", rows)

@@ -27,15 +27,14 @@ from .schedule import Schedule, Timesteps
 class Sampler(NamedTuple):
     """What a sampler makes of DDIM's rows.
 
-    eta: what it draws. large: the noise is not the posterior's, s², but 1 − ᾱ/ᾱ_next; the mean stays s's. forward and
-    inverse: of second order, to the image and from it. exact: a decode of the same steps undoes an encode to the last
-    bits, for which it needs the last two states.
+    eta: what it draws. large: the noise is not the posterior's, s², but 1 − ᾱ/ᾱ_next; the mean stays s's.
+    second_order: how DDIM's rows become its own, the same to the image and from it. exact: a decode of the same steps
+    undoes an encode to the last bits, for which it needs the last two states.
     """
 
     eta: float = 0.0
     large: bool = False
-    forward: Callable[[Rows], Rows] | None = None
-    inverse: Callable[[Rows], Rows] | None = None
+    second_order: Callable[[Rows], Rows] | None = None
     exact: bool = False
 
 
@@ -44,9 +43,9 @@ SAMPLERS = {
     "ddim": Sampler(),
     "ddpm": Sampler(eta=1.0),
     "ddpm_large": Sampler(eta=1.0, large=True),
-    "dpmpp_2m": Sampler(forward=multistep.dpmpp_2m, inverse=multistep.dpmpp_2m),
-    "bdia": Sampler(forward=multistep.bdia, inverse=multistep.bdia, exact=True),  # gamma 1 is its own inverse
-    "obelm": Sampler(forward=multistep.obelm, inverse=multistep.obelm, exact=True),
+    "dpmpp_2m": Sampler(second_order=multistep.dpmpp_2m),
+    "bdia": Sampler(second_order=multistep.bdia, exact=True),  # gamma 1, its own inverse
+    "obelm": Sampler(second_order=multistep.obelm, exact=True),
 }
 # Of a clamped row, where its direction comes from: the network's own ε ("raw"), or the ε that the clamped P implies
 Direction = Literal["raw", "clamped"]

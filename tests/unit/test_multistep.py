@@ -31,10 +31,9 @@ def seed(request: pytest.FixtureRequest) -> int:
 
 
 def transformed(name: str, rows: Rows) -> Rows:
-    """The rows as a sampler runs them; every sampler here transforms both ways alike."""
-    forward = SAMPLERS[name].forward
-    assert forward is SAMPLERS[name].inverse
-    return rows if forward is None else forward(rows)
+    """The rows as a sampler runs them."""
+    second_order = SAMPLERS[name].second_order
+    return rows if second_order is None else second_order(rows)
 
 
 def step(row, x, eps, eps_edit, x_prev, p_prev) -> tuple[np.ndarray, np.ndarray]:

@@ -56,10 +56,10 @@ class Entry:
         found = self.map()
         return None if found is None else bytes(found[1])
 
-    def write(self, content: bytes) -> None:
+    def write(self, content: bytes | memoryview) -> None:
         with contextlib.suppress(OutputError):
             make_folder(self.path.parent)
-            write_atomically(self.path, content + hashlib.sha256(content).digest())
+            write_atomically(self.path, content, hashlib.sha256(content).digest())
 
 
 def usable_cores() -> int:

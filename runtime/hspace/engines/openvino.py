@@ -32,7 +32,7 @@ from .signature import check_signature
 
 _DTYPES = {"float32": "f32", "float16": "f16", "int32": "i32", "int64": "i64"}
 _LARGEST = 65536  # positions of the state, over a chunk: beyond that a larger batch is no faster, and needs more memory
-_FORM = 1  # of the compiled graphs that are cached: to be raised where `_build` changes what they compute
+_FORM = 2  # of the compiled graphs that are cached: to be raised where `_build` changes what they compute
 
 
 def unavailable() -> str | None:
@@ -238,8 +238,8 @@ class OpenVinoEngine:
             compiled = self._core.compile_model(self._build(model, spec, n, m, bf16), "CPU", config)
         except RuntimeError as e:
             raise BundleError(f"{where}: OpenVINO cannot compile this graph") from e
-        entry.write(compiled.export_model().getvalue())
         del model
+        entry.write(compiled.export_model().getbuffer())
         return self._import(entry, config) or _Compiled(compiled)  # which holds the weights twice
 
     def _import(self, entry: cache.Entry, config: dict[str, str]) -> _Compiled | None:
@@ -286,7 +286,10 @@ class OpenVinoEngine:
                     side.model().set_layout(ov.Layout("NCHW"))
                     if bf16:
                         side.tensor().set_element_type(ov.Type.bf16)
-        return form.build()
+        built = form.build()
+        if bf16:
+            _stay_channels_last(built)
+        return built
 
 
 def _turns(source: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -424,6 +427,69 @@ def _scale_and_shift(model: Any, keep: _Float32) -> None:
         for user in after.output(0).get_target_inputs():
             user.replace_source_output(y.output(0))
     model.validate_nodes_and_infer_types()
+
+
+def _stay_channels_last(model: Any) -> None:
+    """Does on skips as they come, [N, H, W, C], what a head does to them before its convolutions.
+
+    One turn to [N, C, H, W] for norm, activation and shortcut together is a copy, since none of them can take it over
+    alone; a turn of its own right before each convolution costs nothing.
+    """
+    from openvino import opset13 as op
+
+    made = {"Multiply": op.multiply, "Add": op.add, "Sigmoid": op.sigmoid}
+    sums = {"ReduceMean": op.reduce_mean, "ReduceL2": op.reduce_l2}
+    last: dict[tuple[str, int], Any] = {}  # values [N, C, H, W] by node and output → the same, [N, H, W, C]
+
+    def of(value: Any) -> Any:
+        return last.get((value.get_node().get_name(), value.get_index()))
+
+    def beside(value: Any) -> Any:
+        """What is joined with a skip: one itself, or numbers for its channels."""
+        if of(value) is not None:
+            return of(value)
+        shape = list(value.get_shape())
+        if len(shape) >= 3 and shape[-2:] == [1, 1]:
+            return op.reshape(value, op.constant(np.array([*shape[:-3], 1, 1, shape[-3]])), False).output(0)
+        return value if int(np.prod(shape)) == 1 else None
+
+    for node in model.get_ordered_ops():
+        kind, given = node.get_type_name(), node.input_values()
+        if kind == "Transpose" and _is_skip_in(given[0]):
+            last[node.get_name(), 0] = given[0]
+            continue
+        if not any(of(v) is not None for v in given):
+            continue
+        joined = [beside(v) for v in given]
+        if kind in made and None not in joined:
+            last[node.get_name(), 0] = made[kind](*joined).output(0)
+        elif kind == "Slice" and _constant(given[4]) == [1]:
+            last[node.get_name(), 0] = op.slice(joined[0], *given[1:4], op.constant(np.array([3]))).output(0)
+        elif kind in sums and _constant(given[1]) == [2, 3]:
+            found = sums[kind](joined[0], op.constant(np.array([1, 2])), True)
+            shaped = op.reshape(found, op.constant(np.array(node.get_output_shape(0))), False)
+            for user in node.output(0).get_target_inputs():
+                user.replace_source_output(shaped.output(0))
+        else:
+            for port in node.inputs():
+                if of(port.get_source_output()) is not None:
+                    turned = op.transpose(of(port.get_source_output()), op.constant(np.array([0, 3, 1, 2])))
+                    port.replace_source_output(turned.output(0))
+    model.validate_nodes_and_infer_types()
+
+
+def _is_skip_in(value: Any) -> bool:
+    """Whether it is a skip as the head is given it, or that in the network's type."""
+    node = value.get_node()
+    if node.get_type_name() == "Convert":
+        node = node.input_value(0).get_node()
+    return node.get_type_name() == "Parameter" and _is_skip(node.output(0).get_any_name())
+
+
+def _constant(value: Any) -> list[int] | None:
+    """The numbers of a constant, or None."""
+    node = value.get_node()
+    return node.get_data().reshape(-1).tolist() if node.get_type_name() == "Constant" else None
 
 
 def _group_norm(node: Any) -> tuple[Any, Any, int] | None:
