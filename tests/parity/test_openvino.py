@@ -196,3 +196,38 @@ def test_auto_is_the_fastest_that_is_accurate(tmp_path: Path, monkeypatch: pytes
     shutil.rmtree(tmp_path / "auto")
     found["openvino"] = (right, 3.0)
     assert hspace.open(AVATARS).engine.name == "onnx"
+
+
+@pytest.mark.parametrize("layout", ["ddpm", "guided"])
+def test_heads_that_share_their_skips(layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From 128×128 on: groups that straddle the border of h and skip, and skips of every level."""
+    torch = pytest.importorskip("torch", reason="exports need the extra `export`")
+    from hspace_export.asyrp import load_model
+    from hspace_export.exporter import Settings, export
+    from hspace_export.models.ddpm import DdpmConfig, DdpmUNet
+    from hspace_export.models.guided import GuidedConfig, GuidedUNet
+
+    seed = secrets.randbelow(2**31)
+    torch.manual_seed(seed)
+    unet = {
+        "ddpm": lambda: DdpmUNet(DdpmConfig(32, (1.0, 2.0), 1, (1,), 3, True)),
+        "guided": lambda: GuidedUNet(GuidedConfig(32, (1.0, 2.0), 1, (1,), 128, 6, 0, True, True, 1, 16)),
+    }[layout]()
+    with torch.no_grad():
+        for p in unet.parameters():
+            p.normal_(std=p[0].numel() ** -0.5) if p.ndim > 1 else p.add_(0.3 * torch.randn_like(p))
+    torch.save(unet.state_dict(), tmp_path / "unet.ckpt")
+    monkeypatch.setenv("HSPACE_CACHE", str(tmp_path / "cache"))
+    settings = Settings(image_size=128, num_head_channels=16)
+    export(lambda: load_model(tmp_path / "unet.ckpt", attributes={}, settings=settings), tmp_path / "bundle")
+    ours, reference = (hspace.open(tmp_path / "bundle", engine=e).engine for e in ("openvino", "onnx"))
+    x = np.random.default_rng(seed).standard_normal((2, 3, 128, 128), dtype=np.float32)
+    found = []
+    for engine in (ours, reference):
+        h, temb, *skips = engine.run("trunk", {"x": x, "t": np.array([7, 931], dtype=np.int32)})
+        source = np.array([0, 1, 1])
+        given = {"h": h[source] * np.float32(1.1), "temb": temb, "source": source}
+        found.append(engine.run("head", given | {f"skip_{i}": s for i, s in enumerate(skips)})[0])
+    error = relative_error(*found)
+    print(f"{layout}, {ours.precision}: {error:.1e}")
+    assert error <= (choice.TOLERANCE if ours.precision == "bf16" else 1e-5), f"seed {seed}"
