@@ -14,7 +14,7 @@ from .errors import ArgumentError
 from .runs import OnStep
 
 Float32 = NDArray[np.float32]
-Output = Literal["uint8", "float32"]
+Output = Literal["uint8", "float32", "device"]
 Edits = Mapping[str, float] | Sequence[Mapping[str, float]]
 
 
@@ -111,7 +111,9 @@ def one_way(steps: int | None) -> int | None:
     return steps
 
 
-def check_output(output: str) -> None:
-    """Raises ArgumentError for anything but the two forms of output."""
-    if output not in ("uint8", "float32"):
-        raise ArgumentError(f"output: found {output!r}, expected 'uint8' or 'float32'")
+def check_output(output: str, on_device: bool) -> None:
+    """Raises ArgumentError for anything but the forms of output. on_device: whether "device" is one."""
+    if output not in ("uint8", "float32", *(["device"] if on_device else [])):
+        cpu = ": this call gives arrays on the host (device='cuda:0' opens an editor on a GPU)"
+        expected = "'uint8', 'float32' or 'device'" if on_device else "'uint8' or 'float32'"
+        raise ArgumentError(f"output: found {output!r}, expected {expected}{cpu if output == 'device' else ''}")

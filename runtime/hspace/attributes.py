@@ -135,13 +135,13 @@ class DeltaTable:
     branch: Branch
 
     def delta_h(self, h: Float32, temb: Float32, t: NDArray[np.int32]) -> Float32:
-        return _nearest(self.timesteps, self.table, t)
+        found: Float32 = self.table[nearest(self.timesteps, t)]
+        return found
 
 
-def _nearest(timesteps: NDArray[np.int64], table: Float32, t: NDArray[np.int32]) -> Float32:
-    """The rows of `table` (float32 [K, …]) whose timesteps (int64 [K]) are nearest to t (int32 [N])."""
-    nearest = np.abs(timesteps[None, :] - t[:, None].astype(np.int64)).argmin(axis=1)
-    found: Float32 = table[nearest]
+def nearest(timesteps: NDArray[np.int64], t: NDArray[np.int32]) -> NDArray[np.intp]:
+    """For each of t (int32 [N]), the number of the nearest of `timesteps` (int64 [K], ascending), the lower of two."""
+    found: NDArray[np.intp] = np.abs(timesteps[None, :] - t[:, None].astype(np.int64)).argmin(axis=1)
     return found
 
 
@@ -164,7 +164,7 @@ class Content:
     def delta_h(self, h: Float32, temb: Float32, t: NDArray[np.int32]) -> Float32:
         mask = np.float32(1) if self.mask is None else self.mask
         moved = np.zeros_like(h)
-        for i, (own, other) in enumerate(zip(h * mask, _nearest(self.timesteps, self.table, t) * mask, strict=True)):
+        for i, (own, other) in enumerate(zip(h * mask, self.table[nearest(self.timesteps, t)] * mask, strict=True)):
             at_own_norm = other * np.float32(_norm(own) / max(_norm(other), 1e-30))
             moved[i] = slerp(own, at_own_norm, np.array([self.strength]))[0] - own
         return moved

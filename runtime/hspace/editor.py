@@ -24,8 +24,10 @@ from .arguments import (
 from .attributes import Content, Edit, compile_edit, directions_of, read_attribute
 from .bundle import Bundle, h_shape
 from .checks import MOST_IMAGES, check_whole
+from .cuda import is_foreign, ordinal_of
 from .engines import open_engine
 from .errors import ArgumentError, LatentError
+from .executors import Executor
 from .image import Images, load_images, to_uint8
 from .latent import Latent, slerp
 from .manifest import Preset
@@ -33,50 +35,72 @@ from .noise import Noise, Stream, check_seed
 from .plans import Planner, ProgramKind
 from .program import Branch, Program
 from .recorders import HRecorder, Timeline
-from .runs import OnStep, Progress, Runner, draws, start
+from .runs import OnHost, OnStep, Progress, Runner, draws, start
 from .tensors import read_tensors
 
 Float32 = NDArray[np.float32]
 
 
 def open(
-    path: str | Path, *, engine: str = "auto", threads: int | None = None, batch_size: int | None = None
+    path: str | Path,
+    *,
+    engine: str = "auto",
+    device: str = "cpu",
+    stream: Any = None,
+    threads: int | None = None,
+    batch_size: int | None = None,
 ) -> Editor:
     """Opens a bundle, with every file verified and every component loaded.
 
     path: the bundle's folder. engine: a name ("openvino", "onnx"), or "auto": the fastest that is accurate on this
-    bundle, measured at the first open on a machine; `editor.engine.name` says which it is. threads: how many the
-    engine may use, by default all cores. batch_size: how many images share one network evaluation; by default
-    65536 / size², at least 1.
-    Raises BundleError for a faulty bundle, EngineError for an engine that is unknown or cannot run here.
+    bundle, measured at the first open on a machine; `editor.engine.name` says which it is. device: "cpu", or "cuda:0"
+    and so on for a GPU (docs/gpu.md), where "auto" is "onnx". stream: the CUDA stream of a host application, to work
+    on it: an object with `__cuda_stream__`, PyCUDA's, or a handle; by default one of its own. threads: how many the
+    engine may use on a CPU, by default all cores. batch_size: how many images share one network evaluation; by default
+    65536 / size², on a GPU 262144 / size², at least 1.
+    Raises BundleError for a faulty bundle, EngineError for an engine that is unknown or cannot run here, DeviceError
+    (one of its kind) for a GPU that is not there or cannot be used.
     """
     for name, value, most in (("threads", threads, 1024), ("batch_size", batch_size, MOST_IMAGES)):
         if value is not None:
             check_whole(name, value, 1, most)
     if not isinstance(path, (str, Path)):
         raise ArgumentError(f"path: found {type(path).__name__}, expected a bundle's folder")
+    ordinal = ordinal_of(device)
+    if ordinal is None and stream is not None:
+        raise ArgumentError("stream: found one, and the device is the CPU")
     bundle = Bundle(path)
-    return Editor(bundle, open_engine(engine, bundle, threads), batch_size=batch_size)
+    if ordinal is None:
+        return Editor(bundle, open_engine(engine, bundle, threads), batch_size=batch_size)
+    from .executors import cuda
+
+    executor = cuda.open_executor(bundle, engine, ordinal, stream)
+    return Editor(bundle, executor.engine, batch_size=batch_size, executor=executor)
 
 
 class Editor:
     """Encodes, edits and decodes images with one bundle. Safe to use from several threads.
 
     Calls that return images return uint8 [N, H, W, 3], or with output="float32" the raw float32 [N, 3, H, W] in the
-    model's range. `preset` names one of the bundle's, by default its default; `steps`, `sampler` ("ddim", "ddpm" or
-    "ddpm_large"), `t_edit` and `t_boost` override it. `seed` (0 … 2⁶⁴ − 1) chooses the noise of rows that draw; `noise`
-    gives it instead: float32 [rows that draw, N, 3, H, W]. `on_step` is called with a `Step` after each evaluation;
-    where it returns False the call raises Cancelled. An image's result does not depend on the batch that it was in.
+    model's range. On a GPU output="device" leaves that there, as a `cuda.arrays.DeviceArray`, and images may be arrays
+    that are there: PyCUDA's, CuPy's, PyTorch's and others', uint8 [N, H, W, 3] or float32 [N, 3, H, W], contiguous.
+    `preset` names one of the bundle's, by default its default; `steps`, `sampler` ("ddim", "ddpm" or "ddpm_large"),
+    `t_edit` and `t_boost` override it. `seed` (0 … 2⁶⁴ − 1) chooses the noise of rows that draw; `noise` gives it
+    instead: float32 [rows that draw, N, 3, H, W]. `on_step` is called with a `Step` after each evaluation; where it
+    returns False the call raises Cancelled. An image's result does not depend on the batch that it was in.
     """
 
-    def __init__(self, bundle: Bundle, engine: Any, *, batch_size: int | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, engine: Any, *, batch_size: int | None = None, executor: Executor | None = None
+    ) -> None:
+        """executor: what runs programs; by default the CPU's, on `engine`."""
         manifest = bundle.manifest
         self.bundle = bundle
         self.engine = engine
         self.size = manifest.image.size
         self.attributes = {name: read_attribute(bundle, name) for name in manifest.attributes}
         self._planner = Planner(bundle)
-        self._runner = Runner(engine, self.size, batch_size)
+        self._runner = Runner(executor or OnHost(engine), self.size, batch_size)
         self._z_statistics: tuple[Float32, Float32] | None = None
         if manifest.z_sem is not None and manifest.z_sem.statistics is not None:
             entry, d = manifest.z_sem.statistics, manifest.z_sem.size
@@ -116,7 +140,7 @@ class Editor:
         [−1, 1]. resize: centre-crop and resize those of another size. steps: 1 … 1000.
         Source: Preechakul et al. 2022, equation 8; Kwon et al. 2023, section 3; Song et al. 2021, section 4.3.
         """
-        x = load_images(images, self.size, resize=resize)
+        x = self._load(images, resize)
         plan = self._planner.plan(preset, one_way(steps))
         program = self._planner.encode(plan)
         progress = Progress(on_step, self._runner.evaluations(len(x), program))
@@ -150,7 +174,7 @@ class Editor:
         compiled = self._compile(edits, len(latent), plan)
         programs = self._decode_programs(plan, compiled, resume=latent.x_prev is not None)
         noise_source = draws(seed, noise, image_numbers, programs, self._shape)
-        check_output(output)
+        check_output(output, self._runner.executor.on_device)
         progress = Progress(on_step, self._runner.evaluations(len(latent), programs[0]))
         return self._decode(latent, compiled, programs, noise_source, progress, output)
 
@@ -172,13 +196,13 @@ class Editor:
         output: Output = "uint8",
     ) -> NDArray[Any]:
         """Encodes, then decodes with `edits`. steps: for both, or (encode, decode). See `encode` and `decode`."""
-        x = load_images(images, self.size, resize=resize)
+        x = self._load(images, resize)
         plan = self._planner.plan(preset, steps, sampler, t_edit, t_boost)
         compiled = self._compile(edits, len(x), plan)
         resume = self._planner.resumes(plan, self._provenance(plan, preset))
         program, programs = self._planner.encode(plan), self._decode_programs(plan, compiled, resume=resume)
         noise_source = draws(seed, noise, image_numbers, programs, self._shape)
-        check_output(output)
+        check_output(output, self._runner.executor.on_device)
         progress = Progress(on_step, self._runner.evaluations(len(x), program, programs[0]))
         latent = self._start_of(self._encode(x, plan, preset, program, progress), plan)
         return self._decode(latent, compiled, programs, noise_source, progress, output)
@@ -244,6 +268,7 @@ class Editor:
         Source: Kwon et al. 2023, section 3.4 (figure 4).
         """
         self.check_latent(latent)
+        check_output(run.get("output", "uint8"), on_device=False)  # the frames come by on_step, and so on the host
         plan = self._planner.plan(run.get("preset"), one_way(run.get("steps")), run.get("sampler"))
         resume = self._start_of(latent, plan).x_prev is not None
         program = self._planner.decode(plan, Edit(), resume=resume)
@@ -281,7 +306,7 @@ class Editor:
         Source: Jeong et al. 2024 (InjectFusion), section 3.1.
         """
         self.check_latent(latent)
-        x = load_images(content, self.size, resize=resize)
+        x = self._load(content, resize)
         if len(x) not in (1, len(latent)):
             raise ArgumentError(f"content: found {len(x)} images, expected 1, or one for each of {len(latent)} latents")
         amounts = amounts_of(strength, len(latent))
@@ -299,7 +324,7 @@ class Editor:
         ]
         programs = self._decode_programs(plan, compiled, resume=latent.x_prev is not None)
         noise_source = draws(seed, noise, image_numbers, programs, self._shape)
-        check_output(output)
+        check_output(output, self._runner.executor.on_device)
         progress = Progress(recorder, self._runner.evaluations(len(x), program))
         progress.total += self._runner.evaluations(len(latent), programs[0])
         self._encode(x, plan, preset, program, progress)  # which fills the tables
@@ -336,7 +361,7 @@ class Editor:
         compiled = self._compile(edits, count, plan)
         programs = self._decode_programs(plan, compiled)
         noise_source = draws(seed, noise, None, programs, self._shape)
-        check_output(output)
+        check_output(output, self._runner.executor.on_device)
         x_T = start("x_T", x_T, count, self._shape, seed, Stream.X_T)
         progress = Progress(on_step, self._runner.evaluations(count, programs[0]))
         z_sem = self._draw_z(count, plan, latent_steps, seed, z_noise, accept, progress)
@@ -380,7 +405,7 @@ class Editor:
         """
         if self.bundle.manifest.z_sem is None:
             raise ArgumentError("encode_z: the model has no z_sem")
-        return self._runner.encode_z(load_images(images, self.size, resize=resize))
+        return self._runner.encode_z(self._load(images, resize))
 
     def classify(self, images: Images, *, resize: bool = False) -> Float32:
         """float32 [N, K]: logits of the bundle's z_direction attributes, in its order (`classes`).
@@ -412,6 +437,12 @@ class Editor:
         """Raises ArgumentError where edits do not mix with content injection, which is asymmetric."""
         self._with_content(edits, Content(np.zeros(1, np.int64), np.zeros(1, np.float32), 1.0), 1)
 
+    def close(self) -> None:
+        """Frees what the editor holds on a GPU, the networks included; nothing else may be asked of it then."""
+        close = getattr(self._runner.executor, "close", None)
+        if close is not None:
+            close()
+
     @property
     def batch_size(self) -> int:
         """How many images share one network evaluation."""
@@ -422,6 +453,12 @@ class Editor:
     @property
     def _shape(self) -> tuple[int, int, int]:
         return 3, self.size, self.size
+
+    def _load(self, images: Images, resize: bool) -> Any:
+        """Any accepted form of images as float32 [N, 3, H, W]: on the host, or on the GPU where they are there."""
+        if is_foreign(images):
+            images = self._runner.executor.images(images)
+        return images if is_foreign(images) else load_images(images, self.size, resize=resize)
 
     def _provenance(self, plan: Preset, preset: str | None) -> dict[str, str]:
         manifest = self.bundle.manifest
@@ -499,7 +536,7 @@ class Editor:
                 made[edit.branch, edit.n_train] = self._planner.decode(plan, edit, resume=resume)
         return [made[edit.branch, edit.n_train] for edit in edits]
 
-    def _encode(self, x: Float32, plan: Preset, preset: str | None, program: Program, progress: Progress) -> Latent:
+    def _encode(self, x: Any, plan: Preset, preset: str | None, program: Program, progress: Progress) -> Latent:
         z_sem = None if self.bundle.manifest.z_sem is None else self._runner.encode_z(x)
         x_T, x_prev = self._runner.encode(x, z_sem, program, progress)
         return Latent(x_T, z_sem, x_prev, self._provenance(plan, preset))
@@ -516,7 +553,7 @@ class Editor:
         if latent.z_sem is not None and any(e.directions for e in edits):
             z_sem = np.stack([e.move(z) for z, e in zip(latent.z_sem, edits, strict=True)])
             latent = Latent(latent.x_T, z_sem, latent.x_prev, latent.provenance)
-        x = self._runner.decode(latent, edits, programs, noise, progress)
+        x = self._runner.decode(latent, edits, programs, noise, progress, on_device=output == "device")
         return to_uint8(x) if output == "uint8" else x
 
     def check_latent(self, latent: Latent) -> None:

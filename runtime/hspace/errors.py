@@ -31,6 +31,10 @@ class EngineError(HspaceError):
     exit_code = 5
 
 
+class DeviceError(EngineError):
+    """A GPU is not there, cannot be used as asked, or refused a call. The next call starts anew."""
+
+
 class CheckpointError(HspaceError):
     """A checkpoint cannot be read safely, or is not what the exporter was told it is."""
 

@@ -13,13 +13,14 @@ from .attributes import Edit
 from .checks import check_array
 from .engines import Engine
 from .errors import ArgumentError, Cancelled, EngineError
-from .executors.cpu import Batch, Executor
+from .executors import Executor, Observe, cpu
 from .latent import Latent
 from .noise import Noise, Stream, check_seed, normal
 from .program import Program
 
 Float32 = NDArray[np.float32]
 _BATCH_PIXELS = 2**16  # of a default batch: beyond it a CPU gains nothing and memory grows
+_DEVICE_BATCH_PIXELS = 2**18  # on a GPU, which a single image does not fill
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,47 +54,108 @@ class Progress:
     total: int = 0
     index: int = 0
 
-    def __call__(self, phase: str, first: int, t: NDArray[np.int32], x: Float32, batch: Batch) -> None:
-        self.index += 1
+    def observe(self, phase: str, first: int) -> Observe | None:
+        """What watches a batch whose first image has that number; None where nobody asked."""
         if self.on_step is None:
-            return
-        if self.on_step(Step(phase, self.index, self.total, first, t, x, batch.x_0, batch.h)) is False:
-            raise Cancelled(f"cancelled by on_step at step {self.index} of {self.total}")
+            return None
+        on_step = self.on_step
+
+        def observe(t: NDArray[np.int32], x: Float32, x_0: Float32, h: NDArray[Any] | None) -> None:
+            self.index += 1
+            if on_step(Step(phase, self.index, self.total, first, t, x, x_0, h)) is False:
+                raise Cancelled(f"cancelled by on_step at step {self.index} of {self.total}")
+
+        return observe
+
+
+class OnHost:
+    """The CPU executor as a `Runner` needs it."""
+
+    on_device = False
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self._executor = engine, cpu.Executor(engine)
+
+    def run(
+        self,
+        out: Float32,
+        x: Float32,
+        programs: Sequence[Program],
+        noise: Noise,
+        *,
+        z_sem: Float32 | None = None,
+        edits: Sequence[Edit] | None = None,
+        x_prev: Float32 | None = None,
+        observe: Observe | None = None,
+    ) -> Float32 | None:
+        batch = cpu.Batch(x, programs, noise, z_sem, edits, x_prev)
+        while batch.active.size:
+            t, x_t = batch.table["t"][np.minimum(batch.row, batch.end - 1)], batch.x
+            with np.errstate(all="ignore"):  # what overflows, the runner refuses
+                self._executor.step(batch)
+            if observe is not None:
+                observe(t, x_t, batch.x_0, batch.h)
+        out[...] = batch.x
+        return batch.x_prev
+
+    def encode_z(self, x: Float32) -> Float32:
+        found: Float32 = np.asarray(self._engine.run("encoder", {"x": x})[0])
+        return found
+
+    def images(self, images: Any) -> Any:
+        raise ArgumentError(
+            "images: found an array on a GPU, and this editor is on the CPU (device='cuda:0' opens one)"
+        )
+
+    def empty(self, shape: Sequence[int]) -> Any:
+        raise ArgumentError("output: found 'device', and this editor is on the CPU (device='cuda:0' opens one)")
 
 
 class Runner:
-    """Runs programs on an engine, `batch_size` samples at a time. Holds no state of a run."""
+    """Runs programs on an executor, `batch_size` samples at a time. Holds no state of a run."""
 
-    def __init__(self, engine: Engine, size: int, batch_size: int | None) -> None:
-        self.batch_size = batch_size or max(1, _BATCH_PIXELS // size**2)
-        self._engine = engine
-        self._executor = Executor(engine)
+    def __init__(self, executor: Executor, size: int, batch_size: int | None) -> None:
+        pixels = _DEVICE_BATCH_PIXELS if executor.on_device else _BATCH_PIXELS
+        self.batch_size = batch_size or max(1, pixels // size**2)
+        self.executor = executor
 
     def evaluations(self, count: int, *programs: Program) -> int:
         """How many network evaluations it takes to run `count` samples through all of `programs`."""
         return sum(map(len, programs)) * len(self._slices(count))
 
-    def encode_z(self, x: Float32) -> Float32:
+    def encode_z(self, x: Any) -> Float32:
         """z_sem (float32 [N, D]) of images, by the encoder."""
-        each = [self._engine.run("encoder", {"x": x[c]})[0] for c in self._slices(len(x))]
-        return np.concatenate(each).astype(np.float32, copy=False)
+        each = [self.executor.encode_z(x[c]) for c in self._slices(len(x))]
+        found: Float32 = np.concatenate(each).astype(np.float32, copy=False)
+        return found
 
     def encode(
-        self, x: Float32, z_sem: Float32 | None, program: Program, progress: Progress
+        self, x: Any, z_sem: Float32 | None, program: Program, progress: Progress
     ) -> tuple[Float32, Float32 | None]:
         """x_T of images, and the state before it where the program uses the state before."""
         return self._run("encode", Noise(0, np.arange(len(x))), x, [program] * len(x), progress, z_sem=z_sem)
 
     def decode(
-        self, latent: Latent, edits: list[Edit], programs: list[Program], noise: Noise, progress: Progress
-    ) -> Float32:
-        """Images from codes, with the deltas of `edits`; its directions are the caller's."""
+        self,
+        latent: Latent,
+        edits: list[Edit],
+        programs: list[Program],
+        noise: Noise,
+        progress: Progress,
+        *,
+        on_device: bool = False,
+    ) -> Any:
+        """Images from codes, with the deltas of `edits`; its directions are the caller's. float32, where asked for
+        on the device: a DeviceArray.
+        """
         given = {"z_sem": latent.z_sem, "x_prev": latent.x_prev}
-        return self._run("decode", noise, latent.x_T, programs, progress, edits=edits, **given)[0]
+        out = self.executor.empty(latent.x_T.shape) if on_device else None
+        return self._run("decode", noise, latent.x_T, programs, progress, edits=edits, out=out, **given)[0]
 
     def sample_z(self, noise: Float32, program: Program, progress: Progress) -> Float32:
         """Normalised z_sem from Gaussian noise, by the latent DDIM."""
-        return self._run("latent", Noise(0, np.arange(len(noise))), noise, [program] * len(noise), progress)[0]
+        z: Float32 = self._run("latent", Noise(0, np.arange(len(noise))), noise, [program] * len(noise), progress)[0]
+        return z
 
     def _slices(self, n: int) -> list[slice]:
         return [slice(i, min(i + self.batch_size, n)) for i in range(0, n, self.batch_size)]
@@ -102,34 +164,32 @@ class Runner:
         self,
         phase: str,
         noise: Noise,
-        x: Float32,
+        x: Any,
         programs: list[Program],
         progress: Progress,
         *,
+        out: Any = None,
         z_sem: Float32 | None = None,
         edits: list[Edit] | None = None,
         x_prev: Float32 | None = None,
-    ) -> tuple[Float32, Float32 | None]:
-        out, before = np.empty_like(x), None
+    ) -> tuple[Any, Float32 | None]:
+        """The last states, in `out` or a new array, and those before them where a program uses them."""
+        out, before = np.empty(x.shape, np.float32) if out is None else out, None
         for c in self._slices(len(x)):
-            batch = Batch(
+            found = self.executor.run(
+                out[c],
                 x[c],
                 programs[c],
                 replace(noise, image=noise.image[c]),
-                None if z_sem is None else z_sem[c],
-                None if edits is None else edits[c],
-                None if x_prev is None else x_prev[c],
+                z_sem=None if z_sem is None else z_sem[c],
+                edits=None if edits is None else edits[c],
+                x_prev=None if x_prev is None else x_prev[c],
+                observe=progress.observe(phase, c.start),
             )
-            while batch.active.size:  # all samples until the end: one call's programs are equally long
-                t, x_t = batch.table["t"][batch.row], batch.x
-                with np.errstate(all="ignore"):  # what overflows, the check below refuses
-                    self._executor.step(batch)
-                progress(phase, c.start, t, x_t, batch)
-            out[c] = batch.x
-            if batch.x_prev is not None:
-                before = np.empty_like(x) if before is None else before
-                before[c] = batch.x_prev
-        if not np.isfinite(out).all():
+            if found is not None:
+                before = np.empty(x.shape, np.float32) if before is None else before
+                before[c] = found
+        if not np.isfinite(out if isinstance(out, np.ndarray) else out.numpy()).all():
             cause = "a strength is too large, or the engine's arithmetic overflowed"
             raise EngineError(f"{phase}: the result is not finite: {cause}")
         return out, before

@@ -160,7 +160,7 @@ def test_doctor(cli: Cli) -> None:
 
 def test_doctor_json(cli: Cli) -> None:
     found = cli("doctor", "--json").check().json
-    assert found.keys() == {"engines", "auto", "cache", "python", "machine", "packages"}
+    assert found.keys() == {"engines", "auto", "gpu", "cache", "python", "machine", "packages"}
     assert found["engines"]["null"] == {"runs": True, "why_not": None}
     assert found["auto"]["engine"] is None and found["packages"]["hspace"] == hspace.__version__
 

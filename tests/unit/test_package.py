@@ -52,7 +52,7 @@ print(light, out.shape, sorted({{"torch", "triton", "onnx"}} & set(sys.modules))
 REFUSED = {
     "runtime": ("hspace_export", "hspace_kernels", "torch", "triton", "onnx", "onnxscript"),
     "export": ("hspace_kernels", "triton"),
-    "kernels": ("hspace_export", "torch"),
+    "kernels": ("hspace_export", "onnx", "onnxscript"),
 }
 
 

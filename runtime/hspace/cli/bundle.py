@@ -12,8 +12,9 @@ import msgspec
 
 from ..attributes import check_names, compile_edit, read_attribute, summary
 from ..bundle import Bundle
-from ..editor import Editor
-from ..engines import AUTO, ENGINES, cache, choose, open_engine, unavailable
+from ..editor import open as open_bundle
+from ..engines import AUTO, ENGINES, cache, choose, unavailable
+from ..errors import DeviceError
 from ..plans import Planner
 from . import common, outputs
 
@@ -99,17 +100,17 @@ def _describe(bundle: Bundle) -> str:
 @click.command()
 @folder
 @click.option("--engine", default="auto", show_default=True, help="The engine that is to load the components.")
+@common.device_option
 @common.as_json
-def verify(bundle: Path, engine: str, as_json: bool) -> None:
+def verify(bundle: Path, engine: str, device: str, as_json: bool) -> None:
     """Check a bundle: manifest, listing, SHA-256 of every file, graphs and attributes as an engine loads them.
 
     \b
     Examples:
       hspace verify bundles/avatars32
     """
-    opened = Bundle(bundle)
-    editor = Editor(opened, open_engine(engine, opened))  # which reads every file, each checked as it is read
-    files = {entry.file: entry.bytes for _, entry in opened.manifest.files()}
+    editor = open_bundle(bundle, engine=engine, device=device)  # which reads every file, each checked as it is read
+    files = {entry.file: entry.bytes for _, entry in editor.bundle.manifest.files()}
     total = sum(files.values()) / 2**20
     lines = [f"ok  {name}  {size} bytes" for name, size in files.items()]
     lines.append(f"{bundle}: {len(files)} files, {total:.1f} MiB, sound; loaded by engine {editor.engine.name}")
@@ -122,7 +123,7 @@ def verify(bundle: Path, engine: str, as_json: bool) -> None:
 )
 @common.as_json
 def doctor(bundle: Path | None, as_json: bool) -> None:
-    """Which engines can run here, and why the others cannot.
+    """Which engines can run here, and why the others cannot; which GPU there is.
 
     \b
     Examples:
@@ -134,8 +135,9 @@ def doctor(bundle: Path | None, as_json: bool) -> None:
     if bundle is not None:
         engine, why = choose(Bundle(bundle))
         chosen = engine.name
+    gpu, why_not = _gpu()
     versions = {}
-    for package in ("hspace", "numpy", "onnxruntime", "openvino", "pillow", "safetensors", "torch", "onnx"):
+    for package in _PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -143,6 +145,7 @@ def doctor(bundle: Path | None, as_json: bool) -> None:
     found = {
         "engines": {n: {"runs": r is None, "why_not": r} for n, r in reasons.items()},
         "auto": {"engine": chosen, "why": why},
+        "gpu": {"is": gpu, "why_not": why_not},
         "cache": str(cache.folder()),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
@@ -150,13 +153,30 @@ def doctor(bundle: Path | None, as_json: bool) -> None:
     }
     rows = [[n, "yes" if r is None else "no", r or _NOTES.get(n, "")] for n, r in reasons.items()]
     text = "\n".join(f"{n:<10}{runs:<6}{says}".rstrip() for n, runs, says in [["engine", "runs", ""], *rows])
-    text += f"\n\nengine auto: {why}\ncache: {cache.folder()}\npython {found['python']}, {found['machine']}\n"
+    device = why_not if gpu is None else f"device cuda:0: {gpu}"
+    text += f"\n\nengine auto: {why}\n{device}\ncache: {cache.folder()}\n"
+    text += f"python {found['python']}, {found['machine']}\n"
     text += ", ".join(f"{p} {v or 'not installed'}" for p, v in versions.items())
     common.emit(as_json, found, text)
 
 
+def _gpu() -> tuple[str | None, str | None]:
+    """What cuda:0 is, or why it cannot be used."""
+    from ..cuda.driver import Device
+
+    try:
+        device = Device(0)
+    except DeviceError as e:
+        return None, str(e)
+    return "{}, sm_{}{}".format(device.model, *device.architecture), None
+
+
+_PACKAGES = (
+    "hspace", "numpy", "onnxruntime", "openvino", "pillow", "safetensors", "torch", "onnx", "cuda-bindings",
+    "onnxruntime-gpu",
+)  # fmt: skip
 _NOTES = {
     "openvino": "OpenVINO on the CPU, in bfloat16 where the CPU has it",
-    "onnx": "ONNX Runtime on the CPU",
+    "onnx": "ONNX Runtime on the CPU, or on a GPU by its CUDA provider",
     "null": "computes nothing real: for tests and for measuring overhead",
 }

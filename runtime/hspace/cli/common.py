@@ -64,6 +64,7 @@ class Strength(ParamType[tuple[str, float]]):
 bundle_option = click.option(
     "-b", "--bundle", required=True, envvar="HSPACE_BUNDLE", help="The bundle's folder. [env: HSPACE_BUNDLE]"
 )
+device_option = click.option("--device", default="cpu", show_default=True, help="cpu, or a GPU: cuda:0 and so on.")
 resources = stack(
     click.option("--threads", type=int, help="How many threads the engine may use. [default: all cores]"),
     click.option("--batch-size", type=int, help="Images per network evaluation. [default: 65536 / size²]"),
@@ -75,6 +76,7 @@ engine = stack(
         show_default=True,
         help="auto (the fastest that is accurate), openvino, onnx or null.",
     ),
+    device_option,
     resources,
 )
 opening = stack(bundle_option, engine)
@@ -102,7 +104,7 @@ resizing = click.option("--resize", is_flag=True, help="Centre-crop and resize i
 
 def open_editor(options: dict[str, Any]) -> Editor:
     """An editor from the bundle and the options of `engine`, which are taken out of `options`."""
-    names = ("engine", "threads", "batch_size")
+    names = ("engine", "device", "threads", "batch_size")
     return open_bundle(options.pop("bundle"), **{n: options.pop(n) for n in names})
 
 

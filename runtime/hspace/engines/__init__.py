@@ -7,13 +7,16 @@ threads)`, which returns an `Engine`; then its line in `ENGINES`, and in `AUTO` 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
 
 from ..bundle import Bundle
 from ..errors import EngineError
+
+if TYPE_CHECKING:
+    from ..cuda.driver import Device, Stream
 
 ENGINES = {
     "openvino": "hspace.engines.openvino",
@@ -21,6 +24,9 @@ ENGINES = {
     "null": "hspace.engines.null",
 }
 AUTO = ("openvino", "onnx")  # what `auto` may take; `null` computes nothing real
+ON_DEVICE = (
+    "onnx",
+)  # those with an `open_device_engine(bundle, device, stream)`; the first is what `auto` means there
 
 
 class Engine(Protocol):
@@ -34,6 +40,45 @@ class Engine(Protocol):
     def run(self, component: str, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """Evaluates a component. Inputs are cast to the manifest's dtypes; outputs come in the manifest's order."""
         ...
+
+
+class DeviceEngine(Engine, Protocol):
+    """An engine on a GPU, whose work is enqueued on one stream and reads and writes given memory.
+
+    not_capturable: why that work cannot be captured into a CUDA graph of the caller's; None where it can.
+    """
+
+    @property
+    def not_capturable(self) -> str | None: ...
+
+    def bind(self, component: str, sizes: Mapping[str, int], addresses: Mapping[str, int]) -> Callable[[], None]:
+        """What evaluates a component for good: a call enqueues it, and neither waits nor copies.
+
+        sizes: of the dimensions "N" and "M". addresses: of every input and output, contiguous, in the manifest's
+        dtypes; they stay as they are for as long as the result is used. Raises OutOfMemory (cuda.driver), here or when
+        called.
+        """
+        ...
+
+    def close(self) -> None:
+        """Frees the networks."""
+        ...
+
+
+def open_device_engine(name: str, bundle: Bundle, device: Device, stream: Stream) -> DeviceEngine:
+    """The engine of that name on a GPU, with every component loaded. "auto" is the first of `ON_DEVICE`.
+
+    Raises EngineError where the name is unknown, or the engine cannot run there.
+    """
+    name = ON_DEVICE[0] if name == "auto" else name
+    module = _module(name)
+    if name not in ON_DEVICE:
+        raise EngineError(f"engine {name}: cannot run on {device.name}, expected auto or {', '.join(ON_DEVICE)}")
+    reason = module.unavailable()
+    if reason is not None:
+        raise EngineError(f"engine {name}: cannot run here: {reason}")
+    engine: DeviceEngine = module.open_device_engine(bundle, device, stream)
+    return engine
 
 
 def unavailable(name: str) -> str | None:

@@ -1,16 +1,20 @@
-"""ONNX Runtime on the CPU, in the graphs' own types.
+"""ONNX Runtime, in the graphs' own types: on the CPU, or on a GPU by its CUDA provider.
 
-What `run` returns for the skips is ONNX Runtime's own (OrtValue; its `numpy()` is the array), so that they are not
-copied on their way from the trunk to the head.
+On the CPU what `run` returns for the skips is ONNX Runtime's own (OrtValue; its `numpy()` is the array), so that they
+are not copied on their way from the trunk to the head.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
+import itertools
 import platform
+import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +23,10 @@ from ..errors import BundleError, EngineError
 from . import cache
 from .signature import Port, check_signature
 
+if TYPE_CHECKING:
+    from ..cuda.driver import Device, Stream
+
+_CUDA = "CUDAExecutionProvider"
 _DTYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "int32": "tensor(int32)", "int64": "tensor(int64)"}
 
 
@@ -96,6 +104,142 @@ class OnnxEngine:
             check_signature(spec, _ports(session.get_inputs()), _ports(session.get_outputs()), _DTYPES, where)
             entry.write(Path(options.optimized_model_filepath).read_bytes())
         return session
+
+
+def open_device_engine(bundle: Bundle, device: Device, stream: Stream) -> OnnxCudaEngine:
+    """A session per component on a GPU. Raises EngineError where ONNX Runtime has no CUDA provider that works."""
+    import onnxruntime as ort
+
+    if _CUDA not in ort.get_available_providers():
+        raise EngineError(
+            f"engine onnx: found onnxruntime {ort.__version__} without its CUDA provider, which {device.name} needs: "
+            "install the extra hspace[gpu], as docs/gpu.md says"
+        )
+    with contextlib.redirect_stdout(io.StringIO()):  # what it does not find, it prints, and may not need
+        getattr(ort, "preload_dlls", bool)()  # since 1.21
+    with device:
+        return OnnxCudaEngine(bundle, device, stream)
+
+
+class OnnxCudaEngine:
+    """Sessions of ONNX Runtime's CUDA provider, on a stream of ours.
+
+    Each component is bound to memory of ours, and ONNX Runtime replays it as a CUDA graph of its own: one for each
+    binding, told apart by `gpu_graph_id` and made at its first run on a thread. A step is then a launch of the trunk's
+    graph, one of the head's, and our kernels between them, all on the same stream, which nothing waits for
+    (`disable_synchronize_execution_providers`; versions before that option counted for replays wait once a component).
+
+    Why not one graph for a whole step: ONNX Runtime cannot be recorded in a caller's capture. With graphs of its own it
+    would launch them into the stream that is capturing, which CUDA refuses (error 900); without, what it frees at a
+    run's end (cudaFreeHost) is refused (error 800), and either ends the process in a destructor
+    (github.com/microsoft/onnxruntime/pull/32081, which would change it, with measurements). So nothing is tried.
+
+    Its own captures are of the mode "global": while one is made, no thread of the process may allocate or free device
+    memory. They are made at the first steps of a batch size; until a run returns, what hspace frees waits.
+    """
+
+    name = "onnx"
+    provider, memory = _CUDA, "cuda"
+    not_capturable = "ONNX Runtime's sessions cannot be captured from outside; each component is a graph of its own"
+
+    def __init__(self, bundle: Bundle, device: Device, stream: Stream) -> None:
+        import onnxruntime as ort
+
+        self._ort, self._device = ort, device
+        self._components = bundle.manifest.components
+        self._numbers = itertools.count(1)  # of graphs; 0 is what a run without a number means
+        self._sessions: dict[str, Any] = {}
+        self.graphs: dict[str, bool] = {}  # component → whether it is replayed as a graph
+        for name in self._components:
+            self._sessions[name], self.graphs[name] = self._session(bundle, name, stream)
+        self._stream = stream  # which has to outlive the sessions
+
+    @property
+    def device(self) -> str:
+        return self._device.name
+
+    @property
+    def precision(self) -> str:
+        """Of the U-Net's arithmetic. TF32 is off: fp32 means it."""
+        return self._components["trunk"].precision
+
+    def close(self) -> None:
+        self._sessions.clear()
+
+    def run(self, component: str, inputs: Mapping[str, Any]) -> list[Any]:
+        """As on the CPU: arrays go to the device, and outputs come back."""
+        spec = self._components[component]
+        feeds = {i.name: np.ascontiguousarray(inputs[i.name], dtype=i.dtype) for i in spec.inputs}
+        with self._explained(component), self._device:
+            found = self._sessions[component].run([o.name for o in spec.outputs], feeds, self._options(component, 0))
+        return list(found)
+
+    def bind(self, component: str, sizes: Mapping[str, int], addresses: Mapping[str, int]) -> Callable[[], None]:
+        spec, session = self._components[component], self._sessions[component]
+        binding, options = session.io_binding(), self._options(component, next(self._numbers))
+        for tensors, bind in ((spec.inputs, binding.bind_input), (spec.outputs, binding.bind_output)):
+            for t in tensors:
+                shape = [sizes[d] if isinstance(d, str) else d for d in t.shape]
+                bind(t.name, self.memory, self._device.ordinal, np.dtype(t.dtype).type, shape, addresses[t.name])
+
+        def enqueue() -> None:
+            with self._explained(component), self._device.capturing():
+                session.run_with_iobinding(binding, options)
+
+        return enqueue
+
+    def _options(self, component: str, number: int) -> Any:
+        """Options of a run: as the graph of that number, without waiting; or, for 0, by itself, and to its end."""
+        options = self._ort.RunOptions()
+        options.log_severity_level = 4
+        if self.graphs[component]:
+            options.add_run_config_entry("gpu_graph_id", str(number or -1))
+        if number:
+            options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        return options
+
+    @contextlib.contextmanager
+    def _explained(self, component: str) -> Any:
+        """ONNX Runtime's errors share no base class, and what one says is not for our users, but for a size."""
+        try:
+            yield
+        except Exception as e:
+            text = str(e)
+            asked = re.search(r"requested buffer of size (\d+)", text)
+            if asked or "out of memory" in text:
+                raise self._device.out_of_memory(int(asked[1]) if asked else None) from None
+            raise EngineError(f"engine onnx: component {component} failed on {self.device}") from e
+
+    def _session(self, bundle: Bundle, component: str, stream: Stream) -> tuple[Any, bool]:
+        """A component's session, and whether it makes graphs, which it refuses where nodes are left to the CPU."""
+        spec = self._components[component]
+        data, where = bundle.read_component(component), f"{bundle.folder / spec.file}"
+        try:
+            session, graphs = self._open(data, stream, True), True
+        except Exception:  # ONNX Runtime's errors share no base class
+            try:
+                session, graphs = self._open(data, stream, False), False
+            except Exception as e:
+                raise EngineError(f"{where}: ONNX Runtime cannot load this graph on {self.device}") from e
+        if session.get_providers()[0] != self.provider:
+            raise EngineError(
+                f"engine onnx: its CUDA provider does not load on {self.device}: CUDA or cuDNN is missing, or of "
+                "another major version (docs/gpu.md)"
+            )
+        check_signature(spec, _ports(session.get_inputs()), _ports(session.get_outputs()), _DTYPES, where)
+        return session, graphs
+
+    def _open(self, data: bytes, stream: Stream, graphs: bool) -> Any:
+        options = self._ort.SessionOptions()
+        options.log_severity_level = 4
+        provider = {
+            "device_id": str(self._device.ordinal),
+            "user_compute_stream": str(stream.handle),
+            "enable_cuda_graph": str(int(graphs)),
+            "use_tf32": "0",
+        }
+        providers = [(self.provider, provider), "CPUExecutionProvider"]
+        return self._ort.InferenceSession(data, options, providers=providers, enable_fallback=0)
 
 
 def _ports(ports: Any) -> list[Port]:
