@@ -1,1 +1,10 @@
-"""hspace_kernels: the home of the GPU's fused kernels. This version has none; edits run on the CPU."""
+"""The GPU's fused kernels in Triton, each with the same in PyTorch beside it.
+
+    advance      the next step's records, copied to where the others find them
+    linear_step  the row formula of every sampler, in one pass over memory
+    inject       Δh of tables and DeltaBlocks, added to h
+    normal       the counter-based noise of `hspace.noise`
+
+`python -m hspace_kernels.build` compiles them for the runtime, which launches them without Triton and PyTorch
+(`hspace.cuda.kernels`). Each module's `launch` runs them through Triton, for tests and benchmarks.
+"""
