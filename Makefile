@@ -1,12 +1,13 @@
 # make demo    edit an example image with the shipped model; needs only Python 3.11 or newer
 # make test    the whole suite
 # make check   lint, types and the whole suite: what CI runs
+# make gpu-test   on a machine with an NVIDIA GPU: its tests, and every figure claimed of one; see docs/gpu.md
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test check format clean
+.PHONY: demo test check gpu-test format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python bundles/demo.py
@@ -19,6 +20,10 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+# with PYTHON's own packages, which are the machine's; OPTIONS="--only kernels" and so on
+gpu-test:
+	PYTHONPATH=$(CURDIR)/runtime:$(CURDIR)/kernels:$(CURDIR)/export:$$PYTHONPATH $(PYTHON) benchmarks/gpu.py $(OPTIONS)
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

@@ -75,6 +75,7 @@ def prepare(name: str, work: Path, checkpoint: Path | None, steps: int | None) -
     bundle = Bundle(folder)
     if which is not None:
         _add_attribute(bundle)
+        _set_presets(bundle)
     manifest = bundle.manifest
     wanted = ZDirection if manifest.family == "diffae" else DeltaTable
     attributes = sorted(manifest.attributes, key=lambda a: a not in (DELTA, DIRECTION))
@@ -133,6 +134,15 @@ def _write_checkpoint(which: str, checkpoint: Path) -> None:
 
     torch.manual_seed(0)
     CASES[which][0](checkpoint)
+
+
+def _set_presets(bundle: Bundle) -> None:
+    """Today's presets, where the bundle was exported when they were others."""
+    from hspace_export.exporter import few_steps
+
+    for name, preset in few_steps(bundle.manifest.presets["official"]).items():
+        if bundle.manifest.presets.get(name) != preset:
+            amend.set_preset(bundle, name, preset, replace=name in bundle.manifest.presets)
 
 
 def _add_attribute(bundle: Bundle) -> None:

@@ -9,10 +9,10 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import hspace
 import msgspec
 import numpy as np
 import torch
@@ -244,7 +244,7 @@ def _write(model: Model, folder: Path, precision: Precision, weights: Precision,
         presets=model.presets,
         default_preset=next(iter(model.presets)),
         provenance=contract.Provenance(
-            exporter=f"hspace {metadata.version('hspace')}, torch {torch.__version__}, onnx opset {graph.OPSET}",
+            exporter=f"hspace {hspace.__version__}, torch {torch.__version__}, onnx opset {graph.OPSET}",
             sources=model.sources,
             config=model.config,
         ),

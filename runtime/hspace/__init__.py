@@ -38,9 +38,12 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     if name == "__version__":
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        return version("hspace")
+        try:
+            return version("hspace")
+        except PackageNotFoundError:  # a working tree on PYTHONPATH
+            return "0+source"
     if name in _HOMES:
         return getattr(import_module(f".{_HOMES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..engines.cache import processor, usable_cores
 
-_PACKAGES = ("hspace", "numpy", "onnxruntime", "openvino")
+if TYPE_CHECKING:
+    from ..cuda.driver import Device
+
+_PACKAGES = ("hspace", "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "cuda-bindings")
 
 
 def stamp() -> dict[str, Any]:
@@ -34,6 +38,29 @@ def stamp() -> dict[str, Any]:
     if commit is not None:
         found["commit"] = commit
     return found
+
+
+def gpu(device: Device) -> dict[str, Any]:
+    """A GPU: model, architecture, memory in 10⁶ bytes, and the driver's CUDA version; its own where nvidia-smi is."""
+    version = device.call("read the driver's version", "cuDriverGetVersion")
+    with device:
+        _, total = device.memory()
+    major, minor = device.architecture
+    found: dict[str, Any] = {"model": device.model, "architecture": f"sm_{major}{minor}", "memory_mb": total / 1e6}
+    found["cuda"] = f"{version // 1000}.{version % 1000 // 10}"
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, text=True, capture_output=True, check=True, timeout=10)
+        found["driver"] = done.stdout.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError, UnicodeDecodeError):
+        pass
+    return found
+
+
+def card(found: Mapping[str, Any]) -> str:
+    """What `gpu` found, in a line."""
+    driver = f", driver {found['driver']}" if "driver" in found else ""
+    return f"{found['model']}, {found['architecture']}, {found['memory_mb']:.0f} MB{driver}, CUDA {found['cuda']}"
 
 
 def _commit(folder: Path) -> str | None:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..attributes import Edit, ZDirection, inject
-from ..bundle import Bundle
+from ..attributes import DeltaTable, Edit, ZDirection, inject
+from ..bundle import Bundle, h_shape
 from ..editor import Editor
 from ..executors.cpu import Batch, Executor
 from ..noise import Noise
@@ -80,7 +80,12 @@ def parts(editor: Editor, n: int) -> Runs:
     """Each component, "head ×2" (the head on ε and ε̃), "inject" (Δh of one attribute), and `steps`', at n samples.
 
     The head is given what the engine's own trunk made, as in a step: an engine may keep skips in a form of its own.
+    On a GPU "inject" is there for every bundle, and everything is waited for (`device`).
     """
+    if editor._runner.executor.on_device:
+        from . import device
+
+        return device.parts(editor, n)
     rng = np.random.default_rng(0)
     specs = editor.bundle.manifest.components
     made: dict[str, Runs] = {}
@@ -117,6 +122,10 @@ def parts(editor: Editor, n: int) -> Runs:
 
 def steps(editor: Editor, n: int) -> Runs:
     """ "update" (everything of a step but network evaluation), "step" and "asymmetric step", at n samples."""
+    if editor._runner.executor.on_device:
+        from . import device
+
+        return device.steps(editor, n)
     x = np.random.default_rng(0).standard_normal((n, 3, editor.size, editor.size)).astype(np.float32)
     manifest = editor.bundle.manifest
     z = None if manifest.z_sem is None else np.zeros((n, manifest.z_sem.size), np.float32)
@@ -131,31 +140,28 @@ def steps(editor: Editor, n: int) -> Runs:
 
         return run
 
-    shape = next(i.shape for i in manifest.components["head"].inputs if i.name == "h")[1:]
-    still = _Still(tuple(int(d) for d in shape))
-    asymmetric = Edit(deltas=((_delta(editor) or still, 1.0),), branch=Branch.ASYMMETRIC)
     real, replay = Executor(editor.engine), Executor(Replay(editor.engine))
-    planner = Planner(editor.bundle)
-    plain, table = editor.program("decode"), planner.decode(planner.plan(t_edit=0, t_boost=0), asymmetric)
+    plain, asymmetric = programs(editor)
     return {
-        "update": step(plain, Edit(), replay),
-        "step": step(plain, Edit(), real),
-        "asymmetric step": step(table, asymmetric, real),
+        "update": step(*plain, replay),
+        "step": step(*plain, real),
+        "asymmetric step": step(*asymmetric, real),
     }
+
+
+def programs(editor: Editor) -> tuple[tuple[Program, Edit], tuple[Program, Edit]]:
+    """A decode without an edit; and one whose steps are all asymmetric, by the bundle's first attribute of the h-space.
+
+    Without one, Δh is zero: both branches still run.
+    """
+    delta = _delta(editor) or DeltaTable(
+        np.zeros(1, np.int64), np.zeros((1, *h_shape(editor.bundle)[:3]), np.float32), None, Branch.ASYMMETRIC
+    )
+    edit, planner = Edit(deltas=((delta, 1.0),), branch=Branch.ASYMMETRIC), Planner(editor.bundle)
+    table = planner.decode(planner.plan(t_edit=0, t_boost=0), edit)
+    return (editor.program("decode"), Edit()), (table, edit)
 
 
 def _delta(editor: Editor) -> Any:
     """The bundle's first attribute of the h-space."""
     return next((a for a in editor.attributes.values() if not isinstance(a, ZDirection)), None)
-
-
-class _Still:
-    """A Δh of zero, for bundles without an attribute of the h-space: the asymmetric step still runs both branches."""
-
-    branch, n_train = Branch.ASYMMETRIC, None
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.shape = shape
-
-    def delta_h(self, h: NDArray[np.float32], temb: NDArray[np.float32], t: NDArray[np.int32]) -> NDArray[np.float32]:
-        return np.zeros_like(h)

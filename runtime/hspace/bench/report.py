@@ -10,6 +10,7 @@ import numpy as np
 
 from ..bundle import Bundle
 from ..checks import check_whole
+from ..cuda import ordinal_of
 from ..editor import Editor
 from ..editor import open as open_bundle
 from ..engines import unavailable
@@ -30,6 +31,7 @@ def report(
     bundle: str,
     engines: Sequence[str] = ("auto",),
     *,
+    device: str = "cpu",
     batches: Sequence[int] = (1,),
     repeat: int = 20,
     calls: int = 3,
@@ -39,7 +41,7 @@ def report(
 ) -> Found:
     """Measures a bundle on engines side by side; `text` makes it readable.
 
-    bundle: its folder. engines: names, as `hspace.open` takes them. batches: samples in a step, and images in a call;
+    bundle: its folder. engines, device: as `hspace.open` takes them. batches: samples in a step, and images in a call;
     at the first everything is measured, at the others the steps alone. repeat, calls: rounds of parts and of whole
     calls. steps: of whole calls, instead of the default preset's. threads, batch_size: as `hspace.open` takes them.
 
@@ -48,7 +50,8 @@ def report(
     10⁹ operations a second, the median of its `rounds`, by), "engines" (name → precision, device, milliseconds, ratio
     to the first engine, variation, gflops, overhead, startup), "batches" (samples → engine → step → p50, per_image,
     gflops), "warnings".
-    What cannot be known here is left out, or None. Raises ArgumentError, BundleError and EngineError.
+    What cannot be known here is left out, or None: on a GPU the peak, and the null engine's update.
+    Raises ArgumentError, BundleError and EngineError.
     """
     opened = Bundle(bundle)
     for name in engines:
@@ -59,16 +62,17 @@ def report(
     for what, values in (("batch", batches), ("repeat", [repeat]), ("calls", [calls])):
         for value in values:
             check_whole(what, value)
+    ordinal = ordinal_of(device)
     preset, _ = opened.preset(None)
     plan = Planner(opened).plan(preset, steps)
     warnings: list[str] = []
     started = {  # before anything is held here
-        name: startup.start_up(bundle, name, threads=threads, batch_size=batch_size, batch=batches[0])
+        name: startup.start_up(bundle, name, device=device, threads=threads, batch_size=batch_size, batch=batches[0])
         for name in engines
     }
     editors: dict[str, Editor] = {}
     for name in engines:
-        editor = open_bundle(bundle, engine=name, threads=threads, batch_size=batch_size)
+        editor = open_bundle(bundle, engine=name, device=device, threads=threads, batch_size=batch_size)
         if editor.engine.name in editors:
             raise ArgumentError(f"engine: found {name!r}, which is {editor.engine.name} again")
         editors[editor.engine.name] = editor
@@ -78,11 +82,12 @@ def report(
 
     real = [name for name in editors if name != "null"]
     parts, works = _counted(opened, list(batches), steps, warnings)
-    null = editors.get("null") or open_bundle(bundle, engine="null", batch_size=batch_size)
-    beside: dict[str, dict[timing.Part, Callable[[], object]]] = {
-        "null's": {("update", batches[0]): steps_of(null, batches[0])["update"]}
-    }
-    probe = Probe(threads or usable_cores()) if real and works else None
+    beside: dict[str, dict[timing.Part, Callable[[], object]]] = {}
+    probe = None
+    if ordinal is None:
+        null = editors.get("null") or open_bundle(bundle, engine="null", batch_size=batch_size)
+        beside["null's"] = {("update", batches[0]): steps_of(null, batches[0])["update"]}
+        probe = Probe(threads or usable_cores()) if real and works else None
     if probe is not None:
         beside["peak"] = {(p, batches[0]): partial(probe.run, p) for p in probe.found}
     times = timing.compare(editors, batches=batches, repeat=repeat, calls=calls, steps=steps, beside=beside)
@@ -92,9 +97,9 @@ def report(
         probe.close()
         if not peaks:
             warnings.append("shares of the peak are left out: the process that measures it failed")
-    reference = times["null's"]["update", batches[0]]
+    reference = times["null's"]["update", batches[0]] if "null's" in times else None
     found: Found = {
-        "machine": {**machine.stamp(), "threads": threads},
+        "machine": {**machine.stamp(), "threads": threads, **_gpu(ordinal)},
         "run": {
             "bundle": opened.manifest.name,
             "preset": preset,
@@ -141,6 +146,14 @@ def report(
             for name in editors
         }
     return found
+
+
+def _gpu(ordinal: int | None) -> Found:
+    if ordinal is None:
+        return {}
+    from ..cuda.driver import Device
+
+    return {"gpu": machine.gpu(Device(ordinal))}
 
 
 def _counted(
@@ -190,10 +203,14 @@ def _achieved(work: counting.Work, times: Sequence[float], peaks: Mapping[str, F
     return {"achieved": float(np.median(rates)), "share": share, "of": precision}
 
 
-def _overhead(times: Mapping[str, Sequence[float]], null: Sequence[float]) -> Found:
+def _overhead(times: Mapping[str, Sequence[float]], null: Sequence[float] | None) -> Found:
     """What of a step is not network evaluation, on this engine and on the null engine: median, and share of a step."""
-    step, update, reference = (float(np.median(t)) for t in (times["step"], times["update"], null))
-    return {"update": update, "share": update / step, "null_update": reference, "null_share": reference / step}
+    step, update = (float(np.median(times[name])) for name in ("step", "update"))
+    found = {"update": update, "share": update / step}
+    if null is None:
+        return found
+    reference = float(np.median(null))
+    return {**found, "null_update": reference, "null_share": reference / step}
 
 
 def _step(times: Sequence[float], n: int, work: counting.Work | None) -> Found:
@@ -238,6 +255,7 @@ def heading(found: Found) -> list[str]:
     steps = f"{run['steps']['encode']} + {run['steps']['decode']} steps"
     rounds = f"{run['repeat']} rounds of parts, {run['calls']} of calls"
     return [
+        *([machine.card(at["gpu"])] if "gpu" in at else []),
         f"{at['processor']}, {cores}, {at['system']}",
         f"{versions}{commit}, {at['date']}",
         f"{run['bundle']}, preset {run['preset']}, {steps}; engine {', '.join(found['engines'])}; "
@@ -297,7 +315,7 @@ def _engines(found: Found) -> Table:
     table = Table(headers)
     for name, entry in found["engines"].items():
         over, row = entry["overhead"], [name, "" if name == "null" else entry["precision"]]
-        row += [f"{over[k] * 100:.1f} %" for k in ("share", "null_share")]
+        row += [f"{over[k] * 100:.1f} %" if k in over else "" for k in ("share", "null_share")]
         first, again = (entry["startup"].get(k) for k in ("first", "again"))
         most = max((e["peak_mb"] for e in (first, again) if e and e["peak_mb"] is not None), default=None)
         row += [f"{first['open_s']:.2f} s", f"{first['first_result_s']:.2f} s"] if first else ["", ""]
@@ -334,4 +352,9 @@ def closing(found: Found) -> list[str]:
         "update: everything of a step that is not network evaluation, as a share of the step.",
         "opens, first result, memory: of a fresh process with an empty cache; the result from the process's start on.",
     ]
+    if "gpu" in found["machine"]:
+        lines += [
+            "Each part is waited for, so a short one is mostly its launch and the wait; benchmarks/gpu.py has them on",
+            "the device. memory: of the GPU. Left out: shares of the GPU's peak, and the null engine's update.",
+        ]
     return [*lines, *(f"Warning: {w}." for w in found["warnings"])]

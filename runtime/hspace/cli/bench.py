@@ -41,6 +41,7 @@ class Batches(common.ParamType[tuple[int, ...]]):
 @click.option(
     "--engine", "engines", type=Names(), multiple=True, help="auto, or engines' names, side by side. [default: auto]"
 )
+@common.device_option
 @common.resources
 @click.option(
     "--batch", "batches", type=Batches(), default="1", show_default=True,
@@ -74,6 +75,7 @@ def bench(
       hspace bench -b bundles/avatars32
       hspace bench -b bundles/avatars32 --engine openvino,onnx --steps 20 --plot bench.png
       hspace bench -b bundles/avatars32 --batch 1,2,4,8 --steps 20 --json
+      hspace bench -b bundles/avatars32 --device cuda:0
     """
     for name, values in (("--batch", batches), ("--repeat", [repeat]), ("--calls", [calls])):
         for value in values:

@@ -1,0 +1,1 @@
+"""The measurements on a GPU; `benchmarks/gpu.py` is their command."""
