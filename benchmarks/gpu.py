@@ -5,8 +5,8 @@
 
 Needs an NVIDIA driver, cuda-python, onnxruntime-gpu, PyTorch with Triton, pytest and onnx; what is missing is said, and
 what does not need it still runs. Prints tables, and writes benchmarks/results/<GPU>.json: what was found, each goal and
-its verdict. Sections that are not run keep what an earlier run on the same GPU, versions and commit found. The exit
-code is 1 where something could not be measured, or a goal is missed.
+its verdict. Sections that are not run keep what an earlier run on the same GPU and versions found, with its commit. The
+exit code is 1 where something could not be measured, or a goal is missed.
 """
 
 from __future__ import annotations

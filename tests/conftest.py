@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,10 @@ import pytest
 from hspace import manifest as contract
 from hspace.bundle import file_entry, write_manifest
 from hspace.tensors import write_tensors
+
+# Triton's interpreter, where there is no GPU; Triton chooses when it is imported, which other tests may do first
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 GOLDEN = Path(__file__).parent / "golden"
 BUNDLES = Path(__file__).parent.parent / "bundles"

@@ -20,9 +20,9 @@ from hspace_export.models.guided import GuidedConfig, GuidedUNet
 from peers.runners import ddpm_head, guided_head
 from torch import Tensor
 
+from .steps import UPDATES
 from .workers import Failed
 
-UPDATES = 20  # that are timed as one
 States = tuple[Tensor, Tensor]  # x, float32 [N, 3, H, W], and the network's input, float16
 
 

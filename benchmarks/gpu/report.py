@@ -75,20 +75,15 @@ def slug(model: str) -> str:
 
 
 def document(machine: Mapping[str, Any], quick: bool, sections: Mapping[str, Found], before: Any) -> dict[str, Any]:
-    """What is kept. before: an earlier document; its sections stay unless they were run again, or it differs in
-    machine, versions or commit: then they are dropped.
+    """What is kept; each section says when and of which commit it is. before: an earlier document: its sections stay
+    unless they were run again, or GPU, driver or versions are others: then they are dropped.
     """
-    head = {"machine": dict(machine), "quick": quick}
+    of_section = {key: machine[key] for key in ("date", "commit") if key in machine}
+    head = {"machine": {k: v for k, v in machine.items() if k not in of_section}, "quick": quick}
     kept: dict[str, Any] = {}
-    if isinstance(before, dict) and _of(before) == _of(head):
+    if isinstance(before, dict) and all(before.get(key) == value for key, value in head.items()):
         kept = dict(before["sections"])
-    date = machine.get("date")
-    return head | {"sections": kept | {name: {"date": date, **each.to_json()} for name, each in sections.items()}}
-
-
-def _of(whole: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What has to be the same for figures to stand in one file."""
-    return {k: v for k, v in whole["machine"].items() if k != "date"}, whole["quick"]
+    return head | {"sections": kept | {name: of_section | found.to_json() for name, found in sections.items()}}
 
 
 def write(path: Path, machine: Mapping[str, Any], quick: bool, sections: Mapping[str, Found]) -> None:

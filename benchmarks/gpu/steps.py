@@ -31,10 +31,10 @@ TORCH = ("eager", "channels-last", "compile")
 
 
 class Hspace:
-    """An editor on a GPU. times: what can be timed → a function of how often, which returns milliseconds.
+    """An editor on a GPU.
 
-    "step", "asymmetric step"; "network", "network ×2": their trunk and head alone, bound and enqueued the same way;
-    "update": linear_step alone.
+    What can be timed: "step", "asymmetric step"; "network", "network ×2": their trunk and head alone, bound and
+    enqueued the same way; "update": linear_step alone.
     """
 
     def __init__(self, editor: hspace.Editor) -> None:
@@ -119,17 +119,17 @@ def section(work: Path, quick: bool, rounds: int) -> Found:
         except Failed as e:
             found.errors.append(f"{name}: {e}")
             continue
-        parties = _open(name, bundle, work, found.errors)
+        errors: list[str] = []
+        parties = _open(name, bundle, work, errors)
         try:
             if "hspace" in parties:
-                numbers = compare(parties, BATCHES, rounds, SECONDS / (10 if quick else 1), found.errors)
+                numbers = compare(parties, BATCHES, rounds, SECONDS / (10 if quick else 1), errors)
                 found.numbers[name] = numbers | {"title": network.title}
                 _describe(found, name, numbers)
-        except Failed as e:
-            found.errors.append(f"{name}: hspace: {e}")
         finally:
             for worker in parties.values():
                 worker.close()
+        found.errors += [f"{name}: {e}" for e in errors]
     return found
 
 
@@ -141,50 +141,66 @@ def _open(name: str, bundle: Path, work: Path, errors: list[str]) -> dict[str, W
         try:
             parties[party] = Worker(work / "logs" / f"{name}-{party}.log".replace(" ", "-"), make, *arguments)
         except Failed as e:
-            errors.append(f"{name}: {party}: {e}")
+            errors.append(f"{party}: {e}")
+            if party == "hspace":
+                break  # there is nothing to compare the others with
     return parties
 
 
 def compare(
     parties: dict[str, Any], batches: tuple[int, ...], rounds: int, seconds: float, errors: list[str]
 ) -> dict[str, Any]:
-    """Batch size → party → part → a summary in milliseconds; "overhead" and "ratio" as spreads over the rounds.
+    """ "batches": batch size → what `summarised` has; and what `Hspace.about` says.
 
-    A party but hspace that fails is left out from there on, and `errors` says why.
+    A party but hspace that fails is left out from there on; where hspace does, that is the end. `errors` says why.
     """
     found: dict[str, Any] = {"batches": {}}
     for n in batches:
-        times: dict[str, dict[str, list[list[float]]]] = {}  # party → part → round → times
-        split: dict[str, dict[str, list[float]]] = {step: {} for step in KINDS}
-        counts: dict[tuple[str, str], int] = {}
-        for party in list(parties):
-            with _leaving_out(party, parties, times, errors):
-                times[party] = {part: [] for part in parties[party].ask("open", n)}
-                for part in times[party]:
-                    counts[party, part] = _count(parties[party], part, seconds)
-        for k in range(rounds):
-            order = list(times)
-            turn = k % len(order)
-            for party in order[turn:] + order[:turn]:
-                with _leaving_out(party, parties, times, errors):
-                    for part, each in times[party].items():
-                        each.append(parties[party].ask("time", part, counts[party, part]))
-            for step, each in split.items():
-                for part, laps in parties["hspace"].ask("split", step, counts["hspace", step]).items():
-                    each.setdefault(part, []).extend(laps)
-        found["batches"][str(n)] = summarised(times, split)
-    return found | parties["hspace"].ask("about")
+        try:
+            found["batches"][str(n)] = summarised(*_take_turns(parties, n, rounds, seconds, errors))
+            found |= parties["hspace"].ask("about")
+        except Failed as e:
+            errors.append(f"batch {n}: hspace: {e}")
+            break
+    return found
+
+
+Times = dict[str, dict[str, list[list[float]]]]  # party → part → round → milliseconds
+Split = dict[str, dict[str, list[float]]]  # step → part → milliseconds
+
+
+def _take_turns(parties: dict[str, Any], n: int, rounds: int, seconds: float, errors: list[str]) -> tuple[Times, Split]:
+    """Everyone's steps of n samples, each part for so many seconds a round."""
+    times: Times = {}
+    split: Split = {step: {} for step in KINDS}
+    counts: dict[tuple[str, str], int] = {}
+    for party in list(parties):
+        with _leaving_out(party, n, parties, times, errors):
+            times[party] = {part: [] for part in parties[party].ask("open", n)}
+            for part in times[party]:
+                counts[party, part] = _count(parties[party], part, seconds)
+    for k in range(rounds):
+        order = list(times)
+        turn = k % len(order)
+        for party in order[turn:] + order[:turn]:
+            with _leaving_out(party, n, parties, times, errors):
+                for part, each in times[party].items():
+                    each.append(parties[party].ask("time", part, counts[party, part]))
+        for step, laps_of in split.items():
+            for part, laps in parties["hspace"].ask("split", step, counts["hspace", step]).items():
+                laps_of.setdefault(part, []).extend(laps)
+    return times, split
 
 
 @contextlib.contextmanager
-def _leaving_out(party: str, parties: dict[str, Any], times: dict[str, Any], errors: list[str]) -> Iterator[None]:
+def _leaving_out(party: str, n: int, parties: dict[str, Any], times: Times, errors: list[str]) -> Iterator[None]:
     """Where a party other than hspace fails, it is closed and forgotten."""
     try:
         yield
     except Failed as e:
         if party == "hspace":
             raise
-        errors.append(f"{party}: {e}")
+        errors.append(f"batch {n}: {party}: {e}")
         parties.pop(party).close()
         times.pop(party, None)
 
@@ -198,10 +214,9 @@ def _count(worker: Any, part: str, seconds: float) -> int:
     return int(np.clip(seconds * 3 / (time.perf_counter() - start), 3, 50))
 
 
-def summarised(times: dict[str, dict[str, list[list[float]]]], split: dict[str, dict[str, list[float]]]) -> Any:
-    """Of one batch size: summaries of all rounds' times, and what is compared round by round.
-
-    times: party → part → round → milliseconds. split: step → part → milliseconds.
+def summarised(times: Times, split: Split) -> dict[str, Any]:
+    """Of one batch size: "milliseconds" (party → part) and "split" (step → part), summaries of all rounds' times; and
+    what is compared round by round, as spreads: "overhead" (step → percent) and "ratio" (party → part).
     """
     milliseconds = {
         party: {part: summary([t for each in rounds for t in each]) for part, rounds in parts.items()}
@@ -248,8 +263,10 @@ def _describe(found: Found, name: str, numbers: dict[str, Any]) -> None:
             beside += [
                 [f"{n}: {party}: {part}", f"{p50[part]['p50']:.3f}", spread_text(r)] for part, r in parts.items()
             ]
-    how = "one CUDA graph" if numbers["captured"] else f"launched one by one: {numbers['why_not']}"
+    if not rows:
+        return
     found.tables.append(([f"{name}, ms; batch: part", *percentiles], rows))
     if beside:
         found.tables.append(([f"{name}, ms; batch: beside hspace", "p50", "÷ hspace's"], beside))
+    how = "one CUDA graph" if numbers["captured"] else f"launched one by one: {numbers['why_not']}"
     found.notes.append(f"{name}: steps are {how}")

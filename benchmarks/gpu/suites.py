@@ -14,6 +14,7 @@ from .workers import LIMIT, Failed, apart
 ROOT = Path(__file__).parents[2]
 SUITES = {"kernels": "tests/kernels", "gpu": "tests/gpu"}
 COUNTS = ("passed", "failed", "skipped")
+REBUILD = "tests/kernels/test_build.py::test_a_rebuild_gives_the_same"  # of one version of Triton, and needs no GPU
 
 
 def section(work: Path) -> Found:
@@ -29,11 +30,12 @@ def section(work: Path) -> Found:
             found.errors.append(f"{folder}: {e}")
             continue
         found.numbers[name] = counts | {"failures": failed}
-        found.goals.append(Goal(f"{folder}: failed", counts["failed"], 0, ""))
         rows.append([folder, *(str(counts[k]) for k in COUNTS)])
+        if counts["passed"] + counts["failed"]:
+            found.goals.append(Goal(f"{folder}: failed", counts["failed"], 0, ""))
+        else:
+            found.errors.append(f"{folder}: every test was skipped")
         found.errors += [f"{folder}: {test}" for test in failed[:5]]
-        if not counts["passed"]:
-            found.errors.append(f"{folder}: no test ran")
     found.tables.append((["tests", *COUNTS], rows))
     return found
 
@@ -54,7 +56,8 @@ def run(folder: str, work: Path) -> tuple[dict[str, int], list[str]]:
     work.mkdir(parents=True, exist_ok=True)
     report = work / "tests.xml"
     report.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", folder, "-p", "no:cacheprovider", f"--junitxml={report}"]
+    command = [sys.executable, "-m", "pytest", folder, f"--deselect={REBUILD}"]
+    command += ["-p", "no:cacheprovider", f"--junitxml={report}"]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     try:
         done = subprocess.run(

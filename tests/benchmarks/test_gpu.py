@@ -94,24 +94,27 @@ def test_slug(model: str, expected: str) -> None:
     assert report.slug(model) == expected
 
 
-def test_sections_of_one_machine_and_commit_share_a_file(tmp_path: Path) -> None:
-    path, here = tmp_path / "results" / "gpu.json", {"gpu": {"model": "A"}, "commit": "1", "date": "Monday"}
-    report.write(path, here, False, {"kernels": Found({"a": 1}), "tests": Found({"b": 2})})
-    later = {**here, "date": "Tuesday"}
-    report.write(path, later, False, {"tests": Found({"b": 3}, [Goal("g", float("nan"), 1, "")], errors=["e"])})
+def test_sections_of_one_machine_share_a_file(tmp_path: Path) -> None:
+    path, here = tmp_path / "results" / "gpu.json", {"gpu": {"model": "A"}, "versions": {"torch": "2"}}
+    monday, tuesday = ({"date": date, "commit": commit} for date, commit in (("Monday", "1"), ("Tuesday", "2+")))
+    report.write(path, here | monday, False, {"kernels": Found({"a": 1}), "tests": Found({"b": 2})})
+    again = Found({"b": 3}, [Goal("g", float("nan"), 1, "")], errors=["e"])
+    report.write(path, here | tuesday, False, {"tests": again})
     found = json.loads(path.read_text())
-    assert found["machine"] == later and found["quick"] is False
-    assert found["sections"]["kernels"] == {"date": "Monday", "a": 1, "goals": []}
-    tests = found["sections"]["tests"]
-    assert tests["date"] == "Tuesday" and tests["b"] == 3 and tests["errors"] == ["e"]
-    assert tests["goals"] == [{"name": "g", "found": None, "unit": "", "goal": "≤ 1", "verdict": "missed"}]
-    for other in ({**here, "commit": "2"}, {**here, "gpu": {"model": "B"}}):
-        report.write(path, other, False, {"edits": Found({})})
+    assert found["machine"] == here and found["quick"] is False
+    goal = {"name": "g", "found": None, "unit": "", "goal": "≤ 1", "verdict": "missed"}
+    assert found["sections"] == {
+        "kernels": monday | {"a": 1, "goals": []},
+        "tests": tuesday | {"b": 3, "goals": [goal], "errors": ["e"]},
+    }
+    others = ({"versions": {"torch": "3"}}, False), ({"gpu": {"model": "B"}}, False), ({}, True)
+    for other, quick in others:
+        report.write(path, here | other | monday, quick, {"edits": Found({})})
         assert json.loads(path.read_text())["sections"].keys() == {"edits"}
-        report.write(path, here, False, {"kernels": Found({})})
+        report.write(path, here | monday, False, {"kernels": Found({})})
     path.write_text("no JSON")
-    report.write(path, here, True, {"edits": Found({})})
-    assert json.loads(path.read_text())["quick"] is True
+    report.write(path, here | monday, False, {"edits": Found({})})
+    assert json.loads(path.read_text())["sections"].keys() == {"edits"}
 
 
 def test_spread() -> None:
@@ -194,6 +197,11 @@ def test_suites(tmp_path: Path) -> None:
     counts, failed = suites.run(str(folder), tmp_path)
     assert counts == {"passed": 1, "failed": 1, "skipped": 1}
     assert [name.rsplit(".", 1)[-1] for name in failed] == ["test_b"]
+    (folder / "test_these.py").write_text("import pytest\ndef test_a(): pytest.skip('no')\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(suites, "SUITES", {"gpu": str(folder)})
+        found = suites.section(tmp_path)
+    assert found.errors == [f"{folder}: every test was skipped"] and not found.goals
     with pytest.raises(workers.Failed, match="pytest reported nothing"):
         (folder / "test_these.py").write_text("import sys, os\nos._exit(3)")
         suites.run(str(folder), tmp_path)
@@ -295,7 +303,7 @@ def test_comparison(make_timed: Callable[..., Any]) -> None:
     mine, fast, odd = Ask(steps.Hspace(pair.editors()[1])), Ask(Peer(0)), Ask(Peer(4))
     errors: list[str] = []
     numbers = steps.compare({"hspace": mine, "fast": fast, "odd": odd}, (1, 4), 2, 0.0, errors)
-    assert errors == ["odd: too large"] and odd.closed and not fast.closed
+    assert errors == ["batch 4: odd: too large"] and odd.closed and not fast.closed
     assert numbers["batches"].keys() == {"1", "4"} and numbers["captured"]
     one, four = numbers["batches"].values()
     assert one["ratio"].keys() == {"fast", "odd"} and four["ratio"].keys() == {"fast"}
@@ -305,9 +313,15 @@ def test_comparison(make_timed: Callable[..., Any]) -> None:
     assert one["milliseconds"]["hspace"]["network"]["count"] == 6
     assert "inject" not in one["split"]["step"] and one["split"]["asymmetric step"]["inject"]["p99"] == 1
     assert json.loads(json.dumps(numbers)) == numbers
+    errors.clear()
+    numbers = steps.compare({"hspace": mine, "fast": fast}, (1,), 1, 0.0, errors)
+    lost = steps.compare({"hspace": Ask(Peer(1)), "fast": fast}, (1, 4), 1, 0.0, errors)
+    assert lost == {"batches": {}} and errors == ["batch 1: hspace: too large"]
     found = Found()
+    steps._describe(found, "tiny", lost)
+    assert not found.text()
     steps._describe(found, "tiny", numbers)
-    assert len(found.goals) == 4 and all(goal.met for goal in found.goals) and "one CUDA graph" in found.text()
+    assert len(found.goals) == 2 and all(goal.met for goal in found.goals) and "one CUDA graph" in found.text()
 
 
 def test_whole_edits(make_timed: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,3 +159,9 @@ def test_refusals(option: str, cli: Cli, bundle: Path) -> None:
 def test_refusals_of_lists(cli: Cli, bundle: Path) -> None:
     cli("bench", "-b", bundle, "--batch", "1,x").error(2, "found '1,x', expected whole numbers with commas between")
     cli("bench", "-b", bundle, "--engine", "null,").error(5, "engine: found '', expected auto, ")
+
+
+def test_a_gpu_that_is_not_there(cli: Cli, bundle: Path) -> None:
+    """Said before anything is started."""
+    cli("bench", "-b", bundle, "--engine", "onnx", "--device", "cuda:99").error(5, "device cuda")
+    cli("bench", "-b", bundle, "--device", "gpu").error(2, "device: found 'gpu', expected 'cpu', or 'cuda:0'")

@@ -188,7 +188,8 @@ def test_terms_without_a_coefficient_cost_no_traffic(terms: str, buffers: str, n
     places = {"x": x, "eps": eps[:1], "eps_edit": eps[1:], "x_prev": x_prev, "p": p, "z": z}
     for name in set(places) - set(needed.split()):
         places[name].fill_(NAN)
-    expected, _ = linear_step.reference(*(torch.nan_to_num(a.cpu()) for a in (x, eps)), records, x_prev=x_prev, p=p)
+    known = {name: torch.nan_to_num(a.cpu()) for name, a in {"x": x, "eps": eps, "x_prev": x_prev, "p": p}.items()}
+    expected, _ = linear_step.reference(records=records, **known)
     beside = {name: {"x_in": x_in, "x_prev": x_prev, "p": p}[name] for name in buffers.split()}
     arguments = (x, eps, words(records, RECORD))
     if NATIVE:

@@ -63,6 +63,7 @@ def report(
         for value in values:
             check_whole(what, value)
     ordinal = ordinal_of(device)
+    gpu = _gpu(ordinal)
     preset, _ = opened.preset(None)
     plan = Planner(opened).plan(preset, steps)
     warnings: list[str] = []
@@ -99,7 +100,7 @@ def report(
             warnings.append("shares of the peak are left out: the process that measures it failed")
     reference = times["null's"]["update", batches[0]] if "null's" in times else None
     found: Found = {
-        "machine": {**machine.stamp(), "threads": threads, **_gpu(ordinal)},
+        "machine": {**machine.stamp(), "threads": threads, **gpu},
         "run": {
             "bundle": opened.manifest.name,
             "preset": preset,
@@ -149,6 +150,7 @@ def report(
 
 
 def _gpu(ordinal: int | None) -> Found:
+    """What is known of the GPU; it is not held. Raises DeviceError."""
     if ordinal is None:
         return {}
     from ..cuda.driver import Device
