@@ -67,7 +67,11 @@ bundle_option = click.option(
 device_option = click.option("--device", default="cpu", show_default=True, help="cpu, or a GPU: cuda:0 and so on.")
 resources = stack(
     click.option("--threads", type=int, help="How many threads the engine may use. [default: all cores]"),
-    click.option("--batch-size", type=int, help="Images per network evaluation. [default: 65536 / size²]"),
+    click.option(
+        "--batch-size",
+        type=int,
+        help="Images per network evaluation. [default: 65536 / size², on a GPU 262144 / size²]",
+    ),
 )
 engine = stack(
     click.option(
