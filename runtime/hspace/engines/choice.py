@@ -6,7 +6,7 @@ for this bundle, machine and these versions, so that only the first `open` takes
 
 from __future__ import annotations
 
-import importlib.metadata
+import importlib
 import json
 import logging
 import platform
@@ -60,8 +60,9 @@ def choose(bundle: Bundle, usable: Sequence[str], load: Callable[[str], Engine])
 
 
 def _key(bundle: Bundle, usable: Sequence[str]) -> str:
-    versions = [importlib.metadata.version(p) for p in ("hspace", "onnxruntime")]
-    versions += [importlib.metadata.version(p) for p in ("openvino",) if "openvino" in usable]
+    # modules know their versions, whichever package brought them: onnxruntime is in onnxruntime-gpu too
+    modules = ("hspace", *({"onnx": "onnxruntime"}.get(name, name) for name in usable))
+    versions = [importlib.import_module(m).__version__ for m in modules]
     parts = [*usable, *versions, cache.processor(), platform.machine(), str(cache.usable_cores())]
     parts += [c.sha256 for c in bundle.manifest.components.values()]
     return cache.key(*parts)
