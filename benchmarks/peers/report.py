@@ -183,8 +183,8 @@ def plot(results: Sequence[Found], path: Path) -> None:
         axis.set_title(f"{found['name']}, official {found['official'][0]} + {found['official'][1]}", size=10)
         axis.set_xlabel("time of a whole edit, over hspace's fastest engine")
         axis.set_xlim(0, axis.get_xlim()[1] * 1.15)
-        axis.legend(fontsize=8, loc="upper right")  # hspace's own bars, the short ones, are at the top
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
         axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=100)
     plt.close(figure)
