@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +62,7 @@ def _section(name: str) -> Callable[..., Found]:
 def stamp() -> dict[str, Any]:
     """Where this runs, and with what."""
     found = machine.stamp() | {"gpu": machine.gpu(Device(0))}
-    for package in PACKAGES:
-        try:
-            found["versions"][package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
+    found["versions"] |= machine.versions(PACKAGES)
     return found
 
 

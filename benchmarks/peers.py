@@ -21,12 +21,12 @@ import subprocess
 import sys
 import tempfile
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+from hspace.bench.machine import versions
 from hspace.engines.cache import processor
 from peers import report
 from peers.cases import NAMES, ROOT, Case, prepare
@@ -132,16 +132,11 @@ def machine(threads: int | None) -> dict[str, str]:
         memory = "?"
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     commit = subprocess.run(command, text=True, capture_output=True, check=False).stdout.strip()
-    versions = []
-    for package in PACKAGES:
-        try:
-            versions.append(f"{package} {metadata.version(package)}")
-        except metadata.PackageNotFoundError:
-            versions.append(f"{package} -")
+    found = versions(PACKAGES)
     return {
         "processor": f"{processor()}, {len(os.sched_getaffinity(0))} cores, {memory}",
         "system": f"{platform.platform()}, Python {platform.python_version()}",
-        "versions": ", ".join(versions),
+        "versions": ", ".join(f"{package} {found.get(package, '-')}" for package in PACKAGES),
         "threads": f"{threads}, set" if threads else f"{len(os.sched_getaffinity(0))}, each library's default",
         "commit": commit or "?",
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -26,17 +27,21 @@ def stamp() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "usable_cores": usable_cores(),
         "system": f"{platform.system()} {platform.machine()}",
-        "versions": {"python": platform.python_version()},
+        "versions": {"python": platform.python_version(), **versions(_PACKAGES)},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    for package in _PACKAGES:
-        try:
-            found["versions"][package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     commit = _commit(Path(__file__).parent.parent)
     if commit is not None:
         found["commit"] = commit
+    return found
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Package → version, of those that are installed."""
+    found = {}
+    for package in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 from pathlib import Path
 from typing import Any
@@ -135,13 +134,10 @@ def doctor(bundle: Path | None, as_json: bool) -> None:
     if bundle is not None:
         engine, why = choose(Bundle(bundle))
         chosen = engine.name
+    from ..bench import machine
+
     gpu, why_not = _gpu()
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = ""
+    versions = dict.fromkeys(_PACKAGES, "") | machine.versions(_PACKAGES)
     found = {
         "engines": {n: {"runs": r is None, "why_not": r} for n, r in reasons.items()},
         "auto": {"engine": chosen, "why": why},

@@ -79,7 +79,7 @@ class OnnxEngine:
 
     def _session(self, bundle: Bundle, component: str, threads: int) -> Any:
         spec = self._components[component]
-        data, where = bundle.read_component(component), f"{bundle.folder / spec.file}"
+        where = f"{bundle.folder / spec.file}"
         options = self._ort.SessionOptions()
         options.log_severity_level = 4  # its warnings go to stderr unasked
         options.intra_op_num_threads = threads
@@ -90,11 +90,13 @@ class OnnxEngine:
         entry = cache.Entry("onnxruntime", cache.key(*of))
         optimised = entry.read()
         if optimised is not None:
+            bundle.check(spec)  # what it was made of has to be as it was
             options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             try:
                 return self._ort.InferenceSession(optimised, options, providers=["CPUExecutionProvider"])
             except Exception:  # ONNX Runtime's errors share no base class
                 options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        data = bundle.read_component(component)
         with tempfile.TemporaryDirectory() as scratch:
             options.optimized_model_filepath = str(Path(scratch) / "optimised.onnx")
             try:
