@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..engines.cache import processor, usable_cores
+from ..engines.cpu import processor, usable_cores
 
 if TYPE_CHECKING:
     from ..cuda.driver import Device

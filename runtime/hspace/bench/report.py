@@ -14,7 +14,7 @@ from ..cuda import ordinal_of
 from ..editor import Editor
 from ..editor import open as open_bundle
 from ..engines import unavailable
-from ..engines.cache import usable_cores
+from ..engines.cpu import usable_cores
 from ..errors import ArgumentError, BundleError, EngineError
 from ..plans import Planner
 from . import counting, machine, startup, timing

@@ -1,4 +1,4 @@
-"""What engines compile, kept under the user's cache folder; and what this process may use of the machine."""
+"""What engines compile, kept under the user's cache folder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import mmap
 import os
-import platform
 import sys
 from pathlib import Path
 
@@ -60,22 +59,3 @@ class Entry:
         with contextlib.suppress(OutputError):
             make_folder(self.path.parent)
             write_atomically(self.path, content, hashlib.sha256(content).digest())
-
-
-def usable_cores() -> int:
-    """How many cores this process may use: its affinity, and its control group's quota where that is less."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(cores, int(quota) // int(period)))
-    except (OSError, ValueError):  # no control group, or no quota ("max")
-        return cores
-
-
-def processor() -> str:
-    """What processor this is, in its maker's words where the system tells them."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle import Bundle
-from . import Engine, cache
+from . import Engine, cache, cpu
 
 REFERENCE = "onnx"  # float32 graphs in float32
 # The largest ‖ε − ε_reference‖/‖ε‖ that passes. bfloat16 gives 4e-3 to 1e-2; whole edits of the trained bundle that
@@ -63,7 +63,7 @@ def _key(bundle: Bundle, usable: Sequence[str]) -> str:
     # modules know their versions, whichever package brought them: onnxruntime is in onnxruntime-gpu too
     modules = ("hspace", *({"onnx": "onnxruntime"}.get(name, name) for name in usable))
     versions = [importlib.import_module(m).__version__ for m in modules]
-    parts = [*usable, *versions, cache.processor(), platform.machine(), str(cache.usable_cores())]
+    parts = [*usable, *versions, cpu.processor(), platform.machine(), str(cpu.usable_cores())]
     parts += [c.sha256 for c in bundle.manifest.components.values()]
     return cache.key(*parts)
 

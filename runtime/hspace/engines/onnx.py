@@ -20,7 +20,7 @@ import numpy as np
 
 from ..bundle import Bundle
 from ..errors import BundleError, EngineError
-from . import cache
+from . import cache, cpu
 from .signature import Port, check_signature
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class OnnxEngine:
 
         self._ort = ort
         self._components = bundle.manifest.components
-        threads = threads or cache.usable_cores()
+        threads = threads or cpu.usable_cores()
         self._sessions = {name: self._session(bundle, name, threads) for name in self._components}
 
     def run(self, component: str, inputs: Mapping[str, Any]) -> list[Any]:
@@ -86,7 +86,7 @@ class OnnxEngine:
         # Idle workers that spin take the cores from the other sessions' workers and from NumPy's:
         # docs/decisions/0004-no-spinning.md has the figures.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        of = (self._ort.__version__, cache.processor(), platform.machine(), spec.sha256)
+        of = (self._ort.__version__, cpu.processor(), platform.machine(), spec.sha256)
         entry = cache.Entry("onnxruntime", cache.key(*of))
         optimised = entry.read()
         if optimised is not None:

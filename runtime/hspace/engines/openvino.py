@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from ..bundle import Bundle
 from ..errors import BundleError, EngineError
 from ..manifest import Component
-from . import cache
+from . import cache, cpu
 from .signature import check_signature
 
 _DTYPES = {"float32": "f32", "float16": "f16", "int32": "i32", "int64": "i64"}
@@ -100,7 +100,7 @@ class OpenVinoEngine:
         self._ov, self._core, self._bundle = ov, ov.Core(), bundle
         able = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self.precision = "bf16" if "BF16" in able else "fp32"
-        self._threads = threads or cache.usable_cores()
+        self._threads = threads or cpu.usable_cores()
         self._components = bundle.manifest.components
         self._largest = max(1, _LARGEST // bundle.manifest.image.size**2)
         self._compiled: dict[tuple[str, int, int], _Compiled] = {}
