@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 from hspace.bench.machine import versions
-from hspace.engines.cache import processor
+from hspace.engines.cpu import processor
 from peers import report
 from peers.cases import NAMES, ROOT, Case, prepare
 from peers.runners import PEERS, Steps, serve
