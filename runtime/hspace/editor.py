@@ -80,7 +80,7 @@ def open(
         return Editor(bundle, chosen.engine, batch_size=batch_size, exact=chosen.exact)
     from .executors import cuda
 
-    wanted, own = choice.asked_precision(precision), bundle.component("trunk").precision
+    wanted, own = choice.asked_precision(precision), bundle.manifest.precision
     if wanted not in ("auto", own):
         raise ArgumentError(f"precision: found {wanted!r}, and {bundle.folder} runs in {own} on {device}")
     executor = cuda.open_executor(bundle, choice.asked_engine(engine), ordinal, stream)

@@ -200,6 +200,11 @@ class Manifest(Frozen, frozen=True, kw_only=True):
     provenance: Provenance
     licence: str
 
+    @property
+    def precision(self) -> Literal["fp32", "fp16"]:
+        """Of the graphs' own arithmetic: fp16 where it is any component's."""
+        return "fp16" if any(c.precision == "fp16" for c in self.components.values()) else "fp32"
+
     def files(self) -> Iterator[tuple[str, File]]:
         """Every file that the bundle has beside the manifest, with the key that names it."""
         for kind, group in (("components", self.components), ("attributes", self.attributes)):
