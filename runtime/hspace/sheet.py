@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .errors import ArgumentError, OutputError
 from .files import write_atomically
-from .image import WRITABLE
+from .image import WRITABLE, record_options
 
 ANIMATED = {".gif": "GIF", ".apng": "PNG"}
 _TILE, _MARGIN, _FONT = 128, 8, 13  # pixels: least side of a picture (smaller ones are enlarged), gaps, text
@@ -114,18 +114,25 @@ def grid(name: str, count: int, size: int, most: int = 8) -> Sheet:
     return Sheet(rows, [""] * columns, size)
 
 
-def save_animation(path: Path, frames: Sequence[NDArray[np.uint8]], seconds: float = 2.5) -> None:
-    """Writes frames (uint8 [H, W, 3] each) as an endless GIF or APNG, by the suffix, of so many seconds a round."""
+def save_animation(
+    path: Path, frames: Sequence[NDArray[np.uint8]], seconds: float = 2.5, *, record: str | None = None
+) -> None:
+    """Writes frames (uint8 [H, W, 3] each) as an endless GIF or APNG, by the suffix, of so many seconds a round.
+
+    Frames that are equal to the one before are stored once, and shown for as long. record: as `image.encode_image` has
+    it: a GIF's comment, an APNG's iTXt "hspace".
+    """
     from PIL import Image
 
     kind, buffer = ANIMATED[path.suffix.lower()], io.BytesIO()
+    options = record_options(record, kind)
     made = [Image.fromarray(frame) for frame in frames]
     if kind == "GIF":  # of the ways to 256 colours, the one whose worst pixel is nearest: 13 grey levels, not 100
         made = [image.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1) for image in made]
     first, *rest = made
     each = max(20, 10 * round(100 * seconds / len(frames)))  # ms, in GIF's tens; browsers slow what is faster
     try:
-        first.save(buffer, kind, save_all=True, append_images=rest, duration=each, loop=0)
+        first.save(buffer, kind, save_all=True, append_images=rest, duration=each, loop=0, **options)
     except (OSError, OverflowError, ValueError):
         raise OutputError(f"{path}: {kind} cannot hold these frames") from None
     write_atomically(path, buffer.getvalue())
