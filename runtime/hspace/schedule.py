@@ -50,14 +50,14 @@ class Schedule:
         return 0.5 * (np.log(self.alphas_cumprod) - np.log1p(-self.alphas_cumprod))
 
     @cached_property
-    def span(self) -> tuple[int, int]:
-        """The first and the last timestep at which a network can predict (docs/decisions/0018): that whose σ/α is
-        nearest to `LEAST_NOISE`, and the last one whose σ/α is at most `MOST_NOISE`; where T allows it, two at least.
+    def span(self) -> range:
+        """The timesteps at which a network can predict (docs/decisions/0018): from that whose σ/α is nearest to
+        `LEAST_NOISE` to the last one whose σ/α is at most `MOST_NOISE`; where T allows it, two at least.
         """
         noise = -self.log_snr
         first = min(int(np.abs(noise - math.log(LEAST_NOISE)).argmin()), max(self.timesteps - 2, 0))
         last = int(np.searchsorted(noise, math.log(MOST_NOISE), side="right")) - 1
-        return first, min(max(last, first + 1), self.timesteps - 1)
+        return range(first, min(max(last, first + 1), self.timesteps - 1) + 1)
 
     @classmethod
     def from_betas(cls, betas: ArrayLike) -> Schedule:
@@ -170,7 +170,7 @@ def space_timesteps(spacing: str, steps: int, schedule: Schedule) -> Timesteps:
     check_whole("steps", steps, 1, min(1000, schedule.timesteps))
     if spacing not in _WITHIN_SPAN:
         return SPACINGS[spacing](int(steps), schedule)
-    first, last = schedule.span
-    first = max(0, min(first, last + 1 - steps))
-    last = max(last, first + steps - 1)
-    return first + SPACINGS[spacing](int(steps), Schedule(schedule.alphas_cumprod[first : last + 1]))
+    span = schedule.span
+    first = max(0, min(span.start, span.stop - steps))
+    stop = max(span.stop, first + steps)
+    return first + SPACINGS[spacing](int(steps), Schedule(schedule.alphas_cumprod[first:stop]))
