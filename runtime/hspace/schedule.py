@@ -174,3 +174,11 @@ def space_timesteps(spacing: str, steps: int, schedule: Schedule) -> Timesteps:
     first = max(0, min(span.start, span.stop - steps))
     stop = max(span.stop, first + steps)
     return first + SPACINGS[spacing](int(steps), Schedule(schedule.alphas_cumprod[first:stop]))
+
+
+def check_timestep(name: str, value: object, schedule: Schedule) -> None:
+    """Raises ArgumentError for anything but one of the schedule's timesteps."""
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole or not 0 <= value < schedule.timesteps:  # type: ignore[operator]
+        last = schedule.timesteps - 1
+        raise ArgumentError(f"{name}: found {value!r}, expected a timestep, a whole number from 0 to {last}")
