@@ -85,9 +85,10 @@ class Editor:
     model's range. On a GPU output="device" leaves that there, as a `cuda.arrays.DeviceArray`, and images may be arrays
     that are there: PyCUDA's, CuPy's, PyTorch's and others', uint8 [N, H, W, 3] or float32 [N, 3, H, W], contiguous.
     `preset` names one of the bundle's, by default its default; `steps`, `sampler` ("ddim", "ddpm", "ddpm_large",
-    "dpmpp_2m", "bdia" or "obelm"), `t_edit` and `t_boost` (timesteps of the schedule) override it. `seed` (0 … 2⁶⁴ − 1) chooses the noise of rows that draw; `noise` gives it
-    instead: float32 [rows that draw, N, 3, H, W]. `on_step` is called with a `Step` after each evaluation; where it
-    returns False the call raises Cancelled. An image's result does not depend on the batch that it was in.
+    "dpmpp_2m", "bdia" or "obelm"), `t_edit` and `t_boost` (timesteps of the schedule) override it. `seed`
+    (0 … 2⁶⁴ − 1) chooses the noise of rows that draw; `noise` gives it instead: float32 [rows that draw, N, 3, H, W].
+    `on_step` is called with a `Step` after each evaluation; where it returns False the call raises Cancelled. An
+    image's result does not depend on the batch that it was in.
     """
 
     def __init__(

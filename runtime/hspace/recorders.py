@@ -37,7 +37,8 @@ class HRecorder:
 class Timeline:
     """Keeps P and x at `frames` steps of a decode, spread evenly, its first and last among them.
 
-    frames: by default 8, or all where the program has fewer rows. program: the decode's. timesteps: int64 [F], of the steps that are kept. Passes the steps on to `then`.
+    frames: by default 8, or all where the program has fewer rows. program: the decode's. timesteps: int64 [F],
+    of the steps that are kept. Passes the steps on to `then`.
     """
 
     def __init__(self, frames: int | None, program: Program, then: OnStep | None = None) -> None:

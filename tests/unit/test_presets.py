@@ -1,4 +1,4 @@
-"""What presets may say, what a call may say instead, which preset is the default; and that the documents say the same."""
+"""What presets may say, what a call may say instead, which preset is the default; and the documents' word for it."""
 
 from __future__ import annotations
 
