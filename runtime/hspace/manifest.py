@@ -18,7 +18,7 @@ from .checks import raise_faults
 from .errors import ArgumentError, BundleError
 from .files import MAX_FILE_BYTES
 from .samplers import SAMPLERS
-from .schedule import SPACINGS, Schedule, space_timesteps
+from .schedule import SPACINGS, Schedule, check_timestep, space_timesteps
 
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
@@ -431,6 +431,12 @@ def _run_faults(m: Manifest) -> Iterator[str]:
                     space_timesteps(spacing, steps, of)
             except ArgumentError as e:
                 yield f"presets.{name}.{key}: {str(e).removeprefix('steps: ')}"
+        if image := built.get("image"):
+            for key, t in (("t_edit", p.t_edit), ("t_boost", p.t_boost)):
+                try:
+                    check_timestep(key, t, image)
+                except ArgumentError as e:
+                    yield f"presets.{name}.{e}"
 
 
 if __name__ == "__main__":
