@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 from hspace.cli import common, printable
+from hspace.errors import needs
 from hspace.manifest import check_name
 
 from . import asyrp, diffae, lpips
@@ -162,10 +163,7 @@ def export_diffusers(folder: Path, attributes: tuple[str, ...], **options: Any) 
     try:
         from . import diffusers
     except ImportError as e:
-        raise click.ClickException(
-            f"hspace export diffusers needs the package {(e.name or '').partition('.')[0]}: "
-            "pip install 'hspace[diffusers]'"
-        ) from None
+        raise click.ClickException(needs("hspace export diffusers", e.name, "diffusers")) from None
     _run(lambda: diffusers.load_model(folder, attributes=named, settings=settings), options)
 
 
