@@ -39,6 +39,10 @@ _STAND_INS = [(_ModelCheckpoint, "pytorch_lightning.callbacks.model_checkpoint.M
 def load(path: Path) -> Any:
     """The contents of a PyTorch file, tensors and plain values alone; anything that would run code is refused."""
     check_file(path, CheckpointError)
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise CheckpointError(f"{path}: its name is not Unicode, and PyTorch opens no such file") from None
     archive = zipfile.is_zipfile(path)
     if archive:
         _check_archive(path)
@@ -51,7 +55,7 @@ def load(path: Path) -> Any:
         raise CheckpointError(f"{path}: expected a PyTorch checkpoint of tensors and plain values") from None
     except Exception as e:
         fault = _misfit(path, archive)
-        if fault is None and re.search(r"storage|overflow|stride", str(e)):
+        if fault is None and re.search(r"resiz|overflow|byte size|out of bounds", str(e)):
             fault = "has a tensor whose data does not fit its shape"
         raise CheckpointError(f"{path}: {fault or 'expected a PyTorch checkpoint'}") from None
 
@@ -88,8 +92,7 @@ def _check_archive(path: Path) -> None:
 def source(path: Path) -> Source:
     """A checkpoint's entry in the provenance."""
     with open(path, "rb") as f:
-        name = path.name.encode(errors="backslashreplace").decode()  # a file's name need not be Unicode
-        return Source(file=name, sha256=hashlib.file_digest(f, "sha256").hexdigest())
+        return Source(file=path.name, sha256=hashlib.file_digest(f, "sha256").hexdigest())
 
 
 def shown(value: Any) -> str:
