@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle import Bundle
-from ..errors import BundleError, EngineError
+from ..errors import BundleError, EngineError, install
 from ..manifest import Component
 from . import answers, cache, cpu
 from .rewrite import (
@@ -54,7 +54,7 @@ def unavailable() -> str | None:
     try:
         import openvino as ov
     except ModuleNotFoundError:
-        return "the package openvino is not installed"
+        return f"the package openvino is not installed: {install('openvino')}"
     except ImportError:
         return "the package openvino is installed but does not load"
     return None if "CPU" in ov.Core().available_devices else "OpenVINO offers no CPU device on this machine"
