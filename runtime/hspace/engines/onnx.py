@@ -20,7 +20,7 @@ import numpy as np
 
 from ..bundle import Bundle
 from ..errors import BundleError, EngineError
-from . import cache, cpu
+from . import cache, cpu, privacy
 from .signature import Port, check_signature
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _DTYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "int32": "t
 def unavailable() -> str | None:
     """Whether onnxruntime is there, and loads."""
     try:
-        import onnxruntime  # noqa: F401
+        privacy.onnxruntime()
     except ModuleNotFoundError:
         return "the package onnxruntime is not installed"
     except ImportError:
@@ -54,7 +54,7 @@ class OnnxEngine:
     precision = "fp32"
 
     def __init__(self, bundle: Bundle, threads: int | None) -> None:
-        import onnxruntime as ort
+        ort = privacy.onnxruntime()
 
         self._ort = ort
         self._components = bundle.manifest.components
@@ -110,7 +110,7 @@ class OnnxEngine:
 
 def open_device_engine(bundle: Bundle, device: Device, stream: Stream) -> OnnxCudaEngine:
     """A session per component on a GPU. Raises EngineError where ONNX Runtime has no CUDA provider that works."""
-    import onnxruntime as ort
+    ort = privacy.onnxruntime()
 
     if _CUDA not in ort.get_available_providers():
         raise EngineError(
@@ -145,7 +145,7 @@ class OnnxCudaEngine:
     not_capturable = "ONNX Runtime's sessions cannot be captured from outside; each component is a graph of its own"
 
     def __init__(self, bundle: Bundle, device: Device, stream: Stream) -> None:
-        import onnxruntime as ort
+        ort = privacy.onnxruntime()
 
         self._ort, self._device = ort, device
         self._components = bundle.manifest.components

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from ..bundle import Bundle
 from ..errors import BundleError, EngineError
 from ..manifest import Component
-from . import cache, cpu
+from . import cache, cpu, privacy
 from .signature import check_signature
 
 _DTYPES = {"float32": "f32", "float16": "f16", "int32": "i32", "int64": "i64"}
@@ -38,7 +38,7 @@ _FORM = 2  # of the compiled graphs that are cached: to be raised where `_build`
 def unavailable() -> str | None:
     """Whether openvino is there, loads, and offers this CPU."""
     try:
-        import openvino as ov
+        ov = privacy.openvino()
     except ModuleNotFoundError:
         return "the package openvino is not installed"
     except ImportError:
@@ -95,7 +95,7 @@ class OpenVinoEngine:
     device = "cpu"
 
     def __init__(self, bundle: Bundle, threads: int | None) -> None:
-        import openvino as ov
+        ov = privacy.openvino()
 
         self._ov, self._core, self._bundle = ov, ov.Core(), bundle
         able = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
