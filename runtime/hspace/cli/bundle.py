@@ -137,12 +137,13 @@ def doctor(bundle: Path | None, as_json: bool) -> None:
     from ..bench import machine
 
     gpu, why_not = _gpu()
+    why_no_cache = cache.why_not()
     versions = dict.fromkeys(_PACKAGES, "") | machine.versions(_PACKAGES)
     found = {
         "engines": {n: {"runs": r is None, "why_not": r} for n, r in reasons.items()},
         "auto": {"engine": chosen, "why": why},
         "gpu": {"is": gpu, "why_not": why_not},
-        "cache": str(cache.folder()),
+        "cache": None if why_no_cache else str(cache.folder()),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         "packages": versions,
@@ -150,7 +151,8 @@ def doctor(bundle: Path | None, as_json: bool) -> None:
     rows = [[n, "yes" if r is None else "no", r or _NOTES.get(n, "")] for n, r in reasons.items()]
     text = "\n".join(f"{n:<10}{runs:<6}{says}".rstrip() for n, runs, says in [["engine", "runs", ""], *rows])
     device = why_not if gpu is None else f"device cuda:0: {gpu}"
-    text += f"\n\nengine auto: {why}\n{device}\ncache: {cache.folder()}\n"
+    text += f"\n\nengine auto: {why}\n{device}\n"
+    text += f"cache: not used: {why_no_cache}\n" if why_no_cache else f"cache: {cache.folder()}\n"
     text += f"python {found['python']}, {found['machine']}\n"
     text += ", ".join(f"{p} {v or 'not installed'}" for p, v in versions.items())
     common.emit(as_json, found, text)

@@ -21,7 +21,7 @@ import numpy as np
 from ..bundle import Bundle
 from ..errors import BundleError, EngineError
 from . import cache, cpu, privacy
-from .signature import Port, check_signature
+from .signature import Port, check_signature, declared
 
 if TYPE_CHECKING:
     from ..cuda.driver import Device, Stream
@@ -87,7 +87,7 @@ class OnnxEngine:
         # docs/decisions/0004-no-spinning.md has the figures.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         of = (self._ort.__version__, cpu.processor(), platform.machine(), spec.sha256)
-        entry = cache.Entry("onnxruntime", cache.key(*of))
+        entry = cache.Entry("onnxruntime", cache.key(*of, declared(spec)))
         optimised = entry.read()
         if optimised is not None:
             bundle.check(spec)  # what it was made of has to be as it was

@@ -28,7 +28,7 @@ from ..bundle import Bundle
 from ..errors import BundleError, EngineError
 from ..manifest import Component
 from . import cache, cpu, privacy
-from .signature import check_signature
+from .signature import check_signature, declared
 
 _DTYPES = {"float32": "f32", "float16": "f16", "int32": "i32", "int64": "i64"}
 _LARGEST = 65536  # positions of the state, over a chunk: beyond that a larger batch is no faster, and needs more memory
@@ -220,7 +220,7 @@ class OpenVinoEngine:
         device = self._core.get_property("CPU", "FULL_DEVICE_NAME")
         capabilities = sorted(self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
         of = (_FORM, self._ov.__version__, device, capabilities, sorted(config.items()), spec.sha256, n, m)
-        entry = cache.Entry("openvino", cache.key(*of))
+        entry = cache.Entry("openvino", cache.key(*of, declared(spec)))
         imported = self._import(entry, config)
         if imported is not None:
             self._bundle.check(spec)  # what it was made of has to be as it was
