@@ -19,6 +19,7 @@ import stat
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -123,28 +124,38 @@ class Entry:
 
     def write(self, content: bytes | memoryview) -> None:
         """Replaces the entry, then lets the least recently used ones go until all fit into the limit."""
-        top = folder()
-        if top is None or len(content) + _DIGEST > limit():
-            return
-        try:
-            _make(top / self._kind)
-            path = self._where()
-            if path is None:
+        with self.scratch(len(content) + _DIGEST) as temporary:
+            if temporary is None:
                 return
-            temporary = path / f".{self._name}.{secrets.token_hex(6)}"
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
             try:
-                with open(fd, "wb") as f:
+                with open(temporary, "wb") as f:
                     f.writelines((content, hashlib.sha256(content).digest()))
-                os.replace(temporary, path / self._name)
-            except BaseException:  # an interrupt leaves nothing behind either
+                os.replace(temporary, temporary.parent / self._name)
+            except OSError as e:
+                _say(f"{temporary.parent}: cannot be written: {e.strerror}")
+                return
+            _trim(temporary.parent.parent, limit())
+
+    @contextlib.contextmanager
+    def scratch(self, size: int = 1) -> Iterator[Path | None]:
+        """A new file beside the entry, for `size` bytes, removed in the end; None where there can be none."""
+        path, top = None, folder()
+        if top is not None and size <= limit():
+            try:
+                _make(top / self._kind)
+                where = self._where()
+                if where is not None:
+                    new = where / f".{self._name}.{secrets.token_hex(6)}"
+                    os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+                    path = new
+            except (OSError, ValueError) as e:  # a ValueError is of a NUL in the name
+                _say(f"{top}: cannot be written: {getattr(e, 'strerror', e)}")
+        try:
+            yield path
+        finally:  # an interrupt leaves nothing behind either
+            if path is not None:
                 with contextlib.suppress(OSError):
-                    temporary.unlink()
-                raise
-        except (OSError, ValueError) as e:  # a ValueError is of a NUL in the name
-            _say(f"{top}: cannot be written: {getattr(e, 'strerror', e)}")
-            return
-        _trim(top, limit())
+                    path.unlink()
 
     def _open(self) -> tuple[io.BufferedReader, int] | None:
         """The file, marked as used now, and its size in bytes; None for anything but a plain file of ours."""

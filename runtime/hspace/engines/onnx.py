@@ -11,16 +11,16 @@ import io
 import itertools
 import platform
 import re
-import tempfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..bundle import Bundle
-from ..errors import BundleError, EngineError
+from ..errors import EngineError
+from ..manifest import Component
 from . import cache, cpu, privacy
+from .shortage import reason, refusal
 from .signature import Port, check_signature, declared
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ def unavailable() -> str | None:
         privacy.onnxruntime()
     except ModuleNotFoundError:
         return "the package onnxruntime is not installed"
-    except ImportError:
-        return "the package onnxruntime is installed but does not load"
+    except (ImportError, OSError, MemoryError) as e:
+        return reason("onnxruntime", e)
     return None
 
 
@@ -101,14 +101,25 @@ class OnnxEngine:
             except Exception:  # ONNX Runtime's errors share no base class
                 options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         data = bundle.read_component(component)
-        with tempfile.TemporaryDirectory() as scratch:
-            options.optimized_model_filepath = str(Path(scratch) / "optimised.onnx")
+        with entry.scratch() as file:
+            if file is None:
+                return self._load(data, options, spec, where)
+            options.optimized_model_filepath = str(file)
             try:
-                session = self._ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-            except Exception as e:
-                raise BundleError(f"{where}: ONNX Runtime cannot load this graph") from e
-            check_signature(spec, _ports(session.get_inputs()), _ports(session.get_outputs()), _DTYPES, where)
-            entry.write(Path(options.optimized_model_filepath).read_bytes())
+                session = self._load(data, options, spec, where)
+            except EngineError:  # a disk that is full may be all that is wrong
+                options.optimized_model_filepath = ""
+                return self._load(data, options, spec, where)
+            with contextlib.suppress(OSError):
+                entry.write(file.read_bytes())
+            return session
+
+    def _load(self, data: bytes, options: Any, spec: Component, where: str) -> Any:
+        try:
+            session = self._ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        except Exception as e:  # ONNX Runtime's errors share no base class
+            raise refusal(where, "ONNX Runtime cannot load this graph", e) from e
+        check_signature(spec, _ports(session.get_inputs()), _ports(session.get_outputs()), _DTYPES, where)
         return session
 
 

@@ -25,9 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle import Bundle
-from ..errors import BundleError, EngineError
+from ..errors import EngineError
 from ..manifest import Component
 from . import cache, cpu, privacy
+from .shortage import lacks, reason, refusal
 from .signature import check_signature, declared
 
 _DTYPES = {"float32": "f32", "float16": "f16", "int32": "i32", "int64": "i64"}
@@ -41,9 +42,17 @@ def unavailable() -> str | None:
         ov = privacy.openvino()
     except ModuleNotFoundError:
         return "the package openvino is not installed"
-    except ImportError:
-        return "the package openvino is installed but does not load"
-    return None if "CPU" in ov.Core().available_devices else "OpenVINO offers no CPU device on this machine"
+    except (ImportError, OSError, MemoryError) as e:
+        return reason("openvino", e)
+    core = ov.Core()
+    if "CPU" in core.available_devices:
+        return None
+    try:
+        core.get_property("CPU", "FULL_DEVICE_NAME")
+    except RuntimeError as e:  # its words are not for our users
+        if (missing := lacks(e)) is not None:
+            return f"OpenVINO cannot load its part for the CPU: too little {missing}"
+    return "OpenVINO offers no CPU device on this machine"
 
 
 def precisions(bundle: Bundle) -> tuple[str, ...]:
@@ -234,7 +243,7 @@ class OpenVinoEngine:
         try:
             model = self._core.read_model(self._bundle.read_component(component))
         except RuntimeError as e:
-            raise BundleError(f"{where}: OpenVINO cannot load this graph") from e
+            raise refusal(where, "OpenVINO cannot load this graph", e) from e
         sides = [
             [(p.any_name, p.element_type.get_type_name(), _dimensions(p)) for p in ports]
             for ports in (model.inputs, model.outputs)
@@ -243,7 +252,7 @@ class OpenVinoEngine:
         try:
             compiled = self._core.compile_model(self._build(model, spec, n, m, bf16), "CPU", config)
         except RuntimeError as e:
-            raise BundleError(f"{where}: OpenVINO cannot compile this graph") from e
+            raise refusal(where, "OpenVINO cannot compile this graph", e) from e
         del model
         entry.write(compiled.export_model().getbuffer())
         return self._import(entry, config) or _Compiled(compiled)  # which holds the weights twice
