@@ -34,22 +34,18 @@ class Operator(NamedTuple):
     attributes: str = ""
 
 
-_UNARY, _BINARY, _REDUCE = (
-    Operator((1, 1)),
-    Operator((2, 2)),
-    Operator((1, 2), (1, 1), "keepdims:i noop_with_empty_axes:i"),
-)
+_UNARY, _BINARY = Operator((1, 1)), Operator((2, 2))
+_REDUCE = Operator((1, 2), (1, 1), "keepdims:i noop_with_empty_axes:i")
 _POOL = "auto_pad:s ceil_mode:i kernel_shape:I pads:I strides:I"
 OPERATORS = {
-    **dict.fromkeys(("Add", "Div", "MatMul", "Mul", "Pow", "Sub"), _BINARY),
-    **dict.fromkeys(("Cos", "Erf", "Exp", "Identity", "Neg", "Relu", "Sigmoid", "Sin", "Softplus", "Sqrt"), _UNARY),
+    **dict.fromkeys(("Add", "Div", "MatMul", "Min", "Mul", "Pow", "Sub", "Unsqueeze"), _BINARY),
+    **dict.fromkeys(("Cos", "Erf", "Identity", "Mish", "Relu", "Sigmoid", "Sin", "Sqrt"), _UNARY),
     **dict.fromkeys(("ReduceMean", "ReduceSum"), _REDUCE),
     "AveragePool": Operator((1, 1), (1, 1), f"{_POOL} count_include_pad:i"),
     "Cast": Operator((1, 1), (1, 1), "to:i"),
-    "Clip": Operator((1, 3)),
     "Concat": Operator((1, 64), (1, 1), "axis:i"),
+    "ConstantOfShape": Operator((1, 1), (1, 1), "value:t"),
     "Conv": Operator((2, 3), (1, 1), "auto_pad:s dilations:I group:i kernel_shape:I pads:I strides:I"),
-    "Expand": _BINARY,
     "Gather": Operator((2, 2), (1, 1), "axis:i"),
     "Gemm": Operator((2, 3), (1, 1), "alpha:f beta:f transA:i transB:i"),
     "InstanceNormalization": Operator((3, 3), (1, 1), "epsilon:f"),
@@ -67,12 +63,9 @@ OPERATORS = {
     "Slice": Operator((3, 5)),
     "Softmax": Operator((1, 1), (1, 1), "axis:i"),
     "Split": Operator((1, 2), (1, 64), "axis:i num_outputs:i"),
-    "Squeeze": Operator((1, 2)),
-    "Tanh": _UNARY,
     "Transpose": Operator((1, 1), (1, 1), "perm:I"),
-    "Unsqueeze": _BINARY,
 }
-_MAY_BE_EMPTY = {"Resize": {1, 2}, "Clip": {1}, "Pad": {2}}  # inputs that may be left out before others
+_MAY_BE_EMPTY = {"Resize": {1, 2}, "Pad": {2}}  # inputs that may be left out before others
 
 # message → {number of a field that exports write: its wire types}
 _Wires = Mapping[int, tuple[int, ...]]
@@ -84,7 +77,7 @@ _TENSOR = {1: (0, 2), 2: _VARINT, **dict.fromkeys((8, 9, 12, 16), _BYTES), 14: _
 _OPSET = {1: _BYTES, 2: _VARINT}
 _VALUE = dict.fromkeys((1, 2, 3, 4), _BYTES)
 # type of an attribute → (its number, the field of its value, the wire types of that)
-_TYPES = {"f": (1, 2, _FIXED32), "i": (2, 3, _VARINT), "s": (3, 4, _BYTES), "I": (7, 8, (0, 2))}
+_TYPES = {"f": (1, 2, _FIXED32), "i": (2, 3, _VARINT), "s": (3, 4, _BYTES), "t": (4, 5, _BYTES), "I": (7, 8, (0, 2))}
 
 
 class _Unsound(Exception):
@@ -235,6 +228,8 @@ def _check_attribute(operator: str, data: memoryview, start: int, end: int, type
         for _, _, stop in attribute.found[number]:
             if not math.isfinite(struct.unpack("<f", data[stop - 4 : stop])[0]):
                 raise _Unsound(f"operator {operator}: {name} is not finite")
+    for tensor in attribute.messages(5, _TENSOR, f"operator {operator}"):
+        _check_tensor(tensor)
     if types[name] in "iI":
         numbers = [attribute.number(number)] if types[name] == "i" else attribute.numbers(number)
         least = _AT_LEAST.get(name, -_MOST_INTEGER)

@@ -14,6 +14,7 @@ from ..bundle import Bundle
 from ..choice import AUTO, choose
 from ..editor import open as open_bundle
 from ..engines import ENGINES, cache, unavailable
+from ..engines.probe import check_with_onnx
 from ..errors import DeviceError
 from ..plans import Planner
 from . import common, outputs
@@ -105,6 +106,8 @@ def _describe(bundle: Bundle) -> str:
 def verify(bundle: Path, engine: str, device: str, as_json: bool) -> None:
     """Check a bundle: manifest, listing, SHA-256 of every file, graphs and attributes as an engine loads them.
 
+    Where the package onnx is installed, its checker and its shape inference see the graphs as well.
+
     \b
     Examples:
       hspace verify bundles/avatars32
@@ -112,8 +115,11 @@ def verify(bundle: Path, engine: str, device: str, as_json: bool) -> None:
     editor = open_bundle(bundle, engine=engine, device=device)  # which reads every file, each checked as it is read
     files = {entry.file: entry.bytes for _, entry in editor.bundle.manifest.files()}
     total = sum(files.values()) / 2**20
+    checked = editor.engine.name == "null" or check_with_onnx(editor.bundle)  # which loads no graph
     lines = [f"ok  {name}  {size} bytes" for name, size in files.items()]
     lines.append(f"{bundle}: {len(files)} files, {total:.1f} MiB, sound; loaded by engine {editor.engine.name}")
+    if not checked:
+        lines.append("the package onnx is not installed: its own checker has not seen the graphs (hspace[export])")
     common.emit(as_json, {"bundle": str(bundle), "files": files, "engine": editor.engine.name}, "\n".join(lines))
 
 

@@ -106,8 +106,8 @@ def _run(who: str, bundle: Bundle, asked: dict[str, Any]) -> None:
     allowed = _address_limit()
     if allowed is not None and allowed < asked["memory"]:
         raise EngineError(
-            f"{at}: {who} crashes ({_end(code)}); the {allowed / 2**30:.1f} GiB of addresses that this process is limited "
-            "to may be too few"
+            f"{at}: {who} crashes ({_end(code)}); this process is limited to {allowed / 2**30:.1f} GiB of addresses, "
+            "which may be too few"
         )
     if not lines:
         raise EngineError(f"{at}: {who} does not start in a process of its own ({_end(code)})")
@@ -178,7 +178,7 @@ def _main() -> None:
 
 
 def _told(e: Exception, bundle: _Reporting, memory: int | None) -> list[str]:
-    """An error's name and message. memory: the limit in bytes, where it is ours: what does not fit is no sound graph."""
+    """An error's name and message. memory: the limit in bytes, where it is ours: no sound graph needs more."""
     where = bundle.folder / bundle.last
     missing = lacks(e if e.__cause__ is None else e.__cause__)
     if missing is not None and memory is not None:
