@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from . import multistep, samplers
 from .attributes import Edit
 from .bundle import Bundle
-from .errors import ArgumentError
+from .errors import ArgumentError, did_you_mean
 from .manifest import Preset
 from .program import Branch, Program
 from .schedule import Timesteps, space_timesteps
@@ -73,7 +73,8 @@ class Planner:
         for n in (encode_steps, decode_steps):
             space_timesteps(base.spacing, n, self._schedule)
         if sampler not in (None, *samplers.SAMPLERS):
-            raise ArgumentError(f"sampler: found {sampler!r}, expected one of {', '.join(samplers.SAMPLERS)}")
+            near = did_you_mean(sampler, samplers.SAMPLERS)
+            raise ArgumentError(f"sampler: found {sampler!r}, expected one of {', '.join(samplers.SAMPLERS)}{near}")
         for name, value in (("t_edit", t_edit), ("t_boost", t_boost)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 0):
                 raise ArgumentError(f"{name}: found {value!r}, expected a timestep, a whole number of at least 0")

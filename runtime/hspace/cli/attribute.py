@@ -17,7 +17,6 @@ from ..manifest import Source
 from ..tensors import read_tensors
 from . import Lazy, common
 
-folder = click.argument("bundle", type=click.Path(path_type=Path))
 _COMMANDS = {
     "list": ("hspace.cli.attribute", "list_", "The attributes of a bundle."),
     "fit": ("hspace_export.fit_cli", "fit", "Make an attribute from images with and without it."),
@@ -40,10 +39,10 @@ def attribute() -> None:
     """
 
 
-@click.command("list")
-@folder
+@click.command("list", cls=common.BundleCommand)
+@common.either
 @common.as_json
-def list_(bundle: Path, as_json: bool) -> None:
+def list_(bundle: str, as_json: bool) -> None:
     """The attributes of a bundle, with what is known of how they were made.
 
     \b
@@ -61,15 +60,15 @@ def list_(bundle: Path, as_json: bool) -> None:
     common.emit(as_json, found, common.table(headers, rows, left=len(headers)) if rows else f"{bundle}: no attributes")
 
 
-@click.command()
-@folder
+@click.command(cls=common.BundleCommand)
+@common.either
 @click.argument("name")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--branch", type=click.Choice(["asymmetric", "symmetric"]), help="Of a delta_h. [default: symmetric]")
 @click.option("--n-train", type=int, help="Steps that a delta was trained at. [default: from ngen… in the file's name]")
 @click.option("--force", is_flag=True, help="Replace an attribute that exists.")
 @common.as_json
-def add(bundle: Path, name: str, file: Path, branch: Any, n_train: int | None, force: bool, as_json: bool) -> None:
+def add(bundle: str, name: str, file: Path, branch: Any, n_train: int | None, force: bool, as_json: bool) -> None:
     """Add an attribute: a safetensors file, as bundles have them, or a published Asyrp DeltaBlock (needs PyTorch).
 
     \b
@@ -111,11 +110,11 @@ def _delta_block(bundle: Bundle, file: Path, n_train: int | None) -> tuple[Any, 
     return "delta_block", data, n, source
 
 
-@click.command()
-@folder
+@click.command(cls=common.BundleCommand)
+@common.either
 @click.argument("name")
 @common.as_json
-def remove(bundle: Path, name: str, as_json: bool) -> None:
+def remove(bundle: str, name: str, as_json: bool) -> None:
     """Remove an attribute and its file.
 
     \b
@@ -126,12 +125,12 @@ def remove(bundle: Path, name: str, as_json: bool) -> None:
     common.emit(as_json, {"removed": name}, f"removed {name} from {bundle}")
 
 
-@click.command()
-@folder
+@click.command(cls=common.BundleCommand)
+@common.either
 @click.argument("name")
 @click.argument("to")
 @common.as_json
-def rename(bundle: Path, name: str, to: str, as_json: bool) -> None:
+def rename(bundle: str, name: str, to: str, as_json: bool) -> None:
     """Give an attribute another name.
 
     \b

@@ -36,8 +36,8 @@ class Batches(common.ParamType[tuple[int, ...]]):
             self.fail(f"found {value!r}, expected whole numbers with commas between", param, ctx)
 
 
-@click.command()
-@common.bundle_option
+@click.command(cls=common.BundleCommand)
+@common.either
 @click.option(
     "--engine", "engines", type=Names(), multiple=True, help="auto, or engines' names, side by side. [default: auto]"
 )

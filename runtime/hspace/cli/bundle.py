@@ -17,11 +17,9 @@ from ..errors import DeviceError
 from ..plans import Planner
 from . import common, outputs
 
-folder = click.argument("bundle", type=click.Path(path_type=Path))
 
-
-@click.command()
-@folder
+@click.command(cls=common.BundleCommand)
+@common.either
 @click.option(
     "--program", type=click.Choice(["encode", "decode", "edit", "latent"]), help="Print this program's table."
 )
@@ -32,7 +30,7 @@ folder = click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Replace a file that exists.")
 @common.as_json
 def info(
-    bundle: Path,
+    bundle: str,
     program: Any,
     strengths: list[tuple[str, float]],
     save: Path | None,
@@ -96,12 +94,12 @@ def _describe(bundle: Bundle) -> str:
     return "\n".join(lines)
 
 
-@click.command()
-@folder
+@click.command(cls=common.BundleCommand)
+@common.either
 @click.option("--engine", default="auto", show_default=True, help="The engine that is to load the components.")
 @common.device_option
 @common.as_json
-def verify(bundle: Path, engine: str, device: str, as_json: bool) -> None:
+def verify(bundle: str, engine: str, device: str, as_json: bool) -> None:
     """Check a bundle: manifest, listing, SHA-256 of every file, graphs and attributes as an engine loads them.
 
     \b
@@ -113,15 +111,19 @@ def verify(bundle: Path, engine: str, device: str, as_json: bool) -> None:
     total = sum(files.values()) / 2**20
     lines = [f"ok  {name}  {size} bytes" for name, size in files.items()]
     lines.append(f"{bundle}: {len(files)} files, {total:.1f} MiB, sound; loaded by engine {editor.engine.name}")
-    common.emit(as_json, {"bundle": str(bundle), "files": files, "engine": editor.engine.name}, "\n".join(lines))
+    common.emit(as_json, {"bundle": bundle, "files": files, "engine": editor.engine.name}, "\n".join(lines))
 
 
-@click.command()
+@click.command(cls=common.BundleCommand)
+@common.bundle_first
 @click.option(
-    "-b", "--bundle", type=click.Path(path_type=Path), help="Say which engine `auto` is for this bundle, and why."
+    "-b",
+    "--bundle",
+    envvar="HSPACE_BUNDLE",
+    help="Say which engine `auto` is for this bundle, and why. [env: HSPACE_BUNDLE]",
 )
 @common.as_json
-def doctor(bundle: Path | None, as_json: bool) -> None:
+def doctor(bundle: str | None, as_json: bool) -> None:
     """Which engines can run here, and why the others cannot; which GPU there is.
 
     \b

@@ -6,7 +6,6 @@ import functools
 import glob
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,9 +21,9 @@ from ..errors import ArgumentError, HspaceError, ImageError, LatentError
 from ..files import check_file
 from ..image import SUFFIXES, load_images
 from ..latent import Latent
+from ..manifest import MANIFEST
 from ..noise import check_seed
 from ..program import Program
-from ..runs import OnStep, Step
 from ..samplers import SAMPLERS
 from . import printable
 
@@ -61,9 +60,60 @@ class Strength(ParamType[tuple[str, float]]):
         self.fail(f"found {value!r}, expected NAME=NUMBER", param, ctx)
 
 
+class BundleCommand(click.Command):
+    """A command whose bundle may stand first among its arguments, as well as behind -b or in HSPACE_BUNDLE.
+
+    The first argument is the bundle where nothing else says which, or where HSPACE_BUNDLE does and there is one more
+    than the command needs. Of a command that takes any number, HSPACE_BUNDLE gives way to a folder that is a bundle.
+    """
+
+    def make_parser(self, ctx: click.Context) -> Any:
+        parser = super().make_parser(ctx)
+        collect = parser.parse_args
+
+        def parse_args(args: list[str]) -> Any:
+            found, extra, order = collect(args)
+            self._settle(ctx, found)
+            return found, extra, order
+
+        parser.parse_args = parse_args  # type: ignore[method-assign]
+        return parser
+
+    def _settle(self, ctx: click.Context, found: dict[str, Any]) -> None:
+        """Shares what stands among the arguments out again, with the bundle as the option's value."""
+        option = next(p for p in self.params if p.name == "bundle")
+        _, *others = [p for p in self.params if isinstance(p, click.Argument)]
+        given: list[str] = []
+        for argument in (_FIRST, *(p.name or "" for p in others)):
+            value = found.pop(argument, None)
+            given += [value] if isinstance(value, str) else value if isinstance(value, tuple) else []
+        if isinstance(found.get("bundle"), str):
+            if len(given) > len(others) and not any(p.nargs < 0 for p in others):
+                raise click.UsageError(f"the bundle is named twice: -b {found['bundle']} and {given[0]}", ctx)
+        elif given and (
+            option.value_from_envvar(ctx) is None
+            or (len(given) > len(others) and (all(p.nargs > 0 for p in others) or _has_manifest(given[0])))
+        ):
+            found["bundle"] = given.pop(0)
+        for p in others:
+            count = len(given) if p.nargs < 0 else 1
+            if given:
+                found[p.name or ""] = tuple(given) if p.nargs < 0 else given[0]
+            given = given[count:]
+
+
+_FIRST = "bundle_first"
+
+
+def _has_manifest(folder: str) -> bool:
+    return os.path.lexists(os.path.join(folder, MANIFEST))
+
+
+bundle_first = click.argument(_FIRST, metavar="[BUNDLE]", required=False, expose_value=False)
 bundle_option = click.option(
     "-b", "--bundle", required=True, envvar="HSPACE_BUNDLE", help="The bundle's folder. [env: HSPACE_BUNDLE]"
 )
+either = stack(bundle_first, bundle_option)  # for a BundleCommand
 device_option = click.option("--device", default="cpu", show_default=True, help="cpu, or a GPU: cuda:0 and so on.")
 resources = stack(
     click.option("--threads", type=int, help="How many threads the engine may use. [default: all cores]"),
@@ -151,18 +201,6 @@ LATENT_SUFFIX = ".safetensors"
 def is_latent(path: Path) -> bool:
     """Whether an input is a latent, by its name; else it is an image."""
     return path.suffix.lower() == LATENT_SUFFIX
-
-
-@contextmanager
-def progress(label: str) -> Iterator[OnStep]:
-    """An `on_step` that draws a bar on a terminal, for a command that makes one call."""
-    with click.progressbar(length=1, label=label, file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
-
-        def on_step(step: Step) -> None:
-            bar.length = step.total
-            bar.update(1)
-
-        yield on_step
 
 
 def load_pictures(path: Path, editor: Editor, resize: bool) -> NDArray[np.float32]:

@@ -19,6 +19,7 @@ from ..latent import Latent
 from ..recorders import Timeline
 from ..sheet import Sheet, grid
 from . import common, outputs, printable
+from .progress import progress
 
 _EITHER = (*SUFFIXES, common.LATENT_SUFFIX)  # images, and latents
 
@@ -67,7 +68,7 @@ class _Picture:
         if not images:
             encoded: Iterator[Latent] = iter(())
         else:
-            with common.progress("encode") as on_step:
+            with progress("encode") as on_step:
                 encoded = iter(self.editor.encode(np.concatenate(images), on_step=on_step, **run))
         return [x if isinstance(x, Latent) else next(encoded) for x in loaded]
 
@@ -121,7 +122,7 @@ def sweep(inputs: Sequence[str], ranges: Sequence[tuple[str, list[float]]], **op
         edits = {**picture.edits, **{name: values[end] for name, values in over.items()}}
         common.check_run(picture.editor, edits, options)
     latent = Latent.stack(picture.latents(files, options))
-    with common.progress("sweep") as on_step:
+    with progress("sweep") as on_step:
         images = picture.editor.sweep(latent, over, edits=picture.edits, on_step=on_step, **options)
     picture.finish(images.reshape(-1, *images.shape[-3:]))
 
@@ -153,7 +154,7 @@ def interpolate(first: str, second: str, frames: int, **options: Any) -> None:
     picture.lay_out(Sheet([""], [f"{w:.2f}" for w in np.linspace(0, 1, frames)], picture.editor.size))
     common.check_run(picture.editor, picture.edits, options)
     a, b = picture.latents(sources, options)
-    with common.progress("interpolate") as on_step:
+    with progress("interpolate") as on_step:
         images = picture.editor.interpolate(a, b, frames, edits=picture.edits, on_step=on_step, **options)
     picture.finish(images)
 
@@ -186,7 +187,7 @@ def timeline(source: str | None, frames: int, **options: Any) -> None:
     recorder = Timeline(frames, common.check_run(picture.editor, picture.edits, options))
     picture.lay_out(Sheet(["P_t", "x_t"], [f"t = {t}" for t in recorder.timesteps], picture.editor.size))
     latent = picture.latent(sources[0], options) if sources else None
-    with common.progress("timeline") as on_step:
+    with progress("timeline") as on_step:
         recorder.then = on_step
         if latent is None:
             picture.editor.sample(1, edits=picture.edits, on_step=recorder, **options)
@@ -223,7 +224,7 @@ def sample(count: int, accept: Sequence[tuple[str, float]], **options: Any) -> N
     """
     picture, wanted = _Picture(options, count), common.strengths_of(accept, "--accept") or None
     picture.lay_out(grid(f"seed {options['seed']}", count, picture.editor.size))
-    with common.progress("sample") as on_step:
+    with progress("sample") as on_step:
         images = picture.editor.sample(count, edits=picture.edits, accept=wanted, on_step=on_step, **options)
     picture.finish(images)
 
@@ -252,7 +253,7 @@ def vary(source: str, count: int, **options: Any) -> None:
     picture.editor.check_can_vary()
     common.check_run(picture.editor, picture.edits, options)
     latent = picture.latent(file, options)
-    with common.progress("vary") as on_step:
+    with progress("vary") as on_step:
         images = picture.editor.vary(latent, count, edits=picture.edits, on_step=on_step, **options)
     picture.finish(images)
 
@@ -293,7 +294,7 @@ def inject(source: str, content: str, amounts: Sequence[float], mask: Path | Non
     common.check_run(picture.editor, picture.edits, options)
     picture.editor.check_can_inject(picture.edits)
     latent = Latent.stack([picture.latent(files[0], options)] * len(amounts))
-    with common.progress("inject") as on_step:
+    with progress("inject") as on_step:
         images = picture.editor.inject(
             latent,
             other,
