@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .checks import check_whole
 from .errors import ArgumentError, ImageError, OutputError
-from .files import check_file, write_atomically
+from .files import check_file, read_file, write_atomically
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -22,6 +23,10 @@ Images = Any  # a PIL image, a path, an array, or a sequence of images and paths
 MAX_PIXELS = 2**26  # 64 Mpx, checked against the header before anything is decoded
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 WRITABLE = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
+MOST_BYTES = 2**29  # of a file, read whole: 64 Mpx at 8 bytes each
+MOST_RECORD = 2**15 - 256  # characters; UTF-16 in JPEG's 64 KiB for EXIF
+_RECORD, _EXIF, _USER_COMMENT = "hspace", 0x8769, 0x9286
+_COMMENTS = ((b"ASCII\0\0\0", "ascii"), (b"UNICODE\0", "utf-16-le"))  # Exif 2.32, 4.6.5: how a UserComment begins
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
@@ -171,18 +176,89 @@ def to_uint8(x: NDArray[np.float32]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)).astype(np.uint8)
 
 
-def save_image(path: str | Path, pixels: NDArray[np.uint8]) -> None:
-    """Writes uint8 [H, W, 3] in the format that the suffix names (.png, .jpg, .webp, .bmp), whole or not at all."""
+def encode_image(
+    pixels: NDArray[np.uint8],
+    suffix: str,
+    *,
+    record: str | None = None,
+    quality: int | None = None,
+    name: str = "image",
+) -> bytes:
+    """A file's bytes of uint8 [H, W, 3], in the format that the suffix names (.png, .jpg, .jpeg, .webp, .bmp).
+
+    record: a text of at most MOST_RECORD characters on what made the image, for `read_record`: a PNG has it as iTXt
+    "hspace", JPEG and WEBP have it as EXIF's UserComment, BMP cannot hold it and has none. quality: 1 … 100, of JPEG
+    and WEBP; by default 95. name: of the image, for messages.
+    Raises ArgumentError for arguments that are none of these, OutputError for a size that the format cannot hold.
+    """
     import PIL.Image
 
-    suffix = Path(path).suffix.lower()
-    if suffix not in WRITABLE:
-        raise ArgumentError(f"{path}: found the suffix {suffix!r}, expected one of {', '.join(WRITABLE)}")
+    if suffix.lower() not in WRITABLE:
+        raise ArgumentError(f"{name}: found the suffix {suffix!r}, expected one of {', '.join(WRITABLE)}")
+    kind = WRITABLE[suffix.lower()]
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ArgumentError(f"{name}: found {pixels.dtype} {list(pixels.shape)}, expected uint8 [H, W, 3]")
+    lossy = kind in ("JPEG", "WEBP")
+    if quality is not None:
+        check_whole("quality", quality, 1, 100)
+        if not lossy:
+            raise ArgumentError(f"{name}: found a quality for {kind}, expected it for JPEG or WEBP")
+    options = record_options(record, kind) | ({"quality": 95 if quality is None else quality} if lossy else {})
     buffer = io.BytesIO()
-    options = {"quality": 95} if WRITABLE[suffix] in ("JPEG", "WEBP") else {}
     try:
-        PIL.Image.fromarray(pixels).save(buffer, WRITABLE[suffix], **options)
+        PIL.Image.fromarray(pixels).save(buffer, kind, **options)
     except (OSError, ValueError):
         height, width = pixels.shape[:2]
-        raise OutputError(f"{path}: {WRITABLE[suffix]} cannot hold {width}×{height} pixels") from None
-    write_atomically(Path(path), buffer.getvalue())
+        raise OutputError(f"{name}: {kind} cannot hold {width}×{height} pixels") from None
+    return buffer.getvalue()
+
+
+def save_image(
+    path: str | Path, pixels: NDArray[np.uint8], *, record: str | None = None, quality: int | None = None
+) -> None:
+    """Writes what `encode_image` gives for the path's suffix, whole or not at all."""
+    data = encode_image(pixels, Path(path).suffix, record=record, quality=quality, name=str(path))
+    write_atomically(Path(path), data)
+
+
+def record_options(record: str | None, kind: str) -> dict[str, Any]:
+    """The options of Pillow's `save` that put a record into a file of that format; none where it has no place."""
+    import PIL.Image
+    from PIL.PngImagePlugin import PngInfo
+
+    if record is None:
+        return {}
+    if len(record) > MOST_RECORD or "\0" in record or re.search("[\ud800-\udfff]", record):
+        raise ArgumentError(f"record: expected a text of at most {MOST_RECORD} characters")
+    if kind == "PNG":
+        text = PngInfo()
+        text.add_itxt(_RECORD, record)
+        return {"pnginfo": text}
+    if kind == "GIF":
+        return {"comment": record.encode()}
+    if kind in ("JPEG", "WEBP"):
+        exif = PIL.Image.Exif()
+        code, encoding = _COMMENTS[0] if record.isascii() else _COMMENTS[1]
+        exif.get_ifd(_EXIF)[_USER_COMMENT] = code + record.encode(encoding)
+        return {"exif": exif.tobytes()}
+    return {}
+
+
+def read_record(path: str | Path) -> str | None:
+    """The record that `encode_image` or `sheet.save_animation` put into a file, or None where none is found.
+
+    No pixel is decoded. Raises ImageError for a file that is not there or cannot be read.
+    """
+    import PIL.Image
+
+    data = read_file(path, ImageError, MOST_BYTES)
+    try:
+        with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            found: Any = image.info.get("comment" if image.format == "GIF" else _RECORD)
+            if image.format in ("JPEG", "WEBP", "MPO"):
+                found = image.getexif().get_ifd(_EXIF).get(_USER_COMMENT, b"")
+                found = next((found[8:].decode(e) for code, e in _COMMENTS if found.startswith(code)), None)
+            text = found.decode() if isinstance(found, bytes) else found
+    except Exception:  # of whatever a decoder finds in a file that is not ours
+        return None
+    return str(text) if isinstance(text, str) and len(text) <= MOST_RECORD else None

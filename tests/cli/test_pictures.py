@@ -21,6 +21,18 @@ def names(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
 
 
+def shows(path: Path, frames: list[np.ndarray]) -> None:
+    """An animation shows these frames, endlessly, in 2.5 s, or 20 ms each; a palette's colours may be 24 levels off."""
+    most = 24 if path.suffix == ".gif" else 0
+    with PIL.Image.open(path) as animation:
+        assert (animation.n_frames, animation.info["loop"]) == (len(frames), 0)
+        for i, frame in enumerate(frames):
+            animation.seek(i)
+            assert abs(animation.info["duration"] - max(20, 2500 / len(frames))) <= 5
+            found = np.asarray(animation.convert("RGB"))
+            assert np.abs(found.astype(int) - frame).max() <= most
+
+
 # --- sweep --------------------------------------------------------------------------------------------
 
 
@@ -176,11 +188,26 @@ def test_timeline_of_a_draw(cli: Cli, on: list[object], tmp_path: Path, null_dif
     np.testing.assert_array_equal(pixels(tmp_path / "x.png"), sheet.draw(both))
 
 
-@pytest.mark.parametrize(("name", "kind"), [("x.gif", "GIF"), ("x.apng", "PNG")])
-def test_timeline_as_an_animation(name: str, kind: str, cli: Cli, on: list[object], photos: Path, tmp_path: Path):
+@pytest.mark.parametrize("name", ["x.gif", "x.apng"])
+def test_timeline_as_an_animation(
+    name: str, cli: Cli, on: list[object], photos: Path, tmp_path: Path, null_diffae: hspace.Editor
+) -> None:
+    """Of P alone, each frame under its t."""
     cli("timeline", photos / "a.png", *on, "--frames", 4, "-o", tmp_path / name).check()
-    with PIL.Image.open(tmp_path / name) as animation:
-        assert (animation.format, animation.n_frames, animation.info["loop"]) == (kind, 4, 0)
+    p, _, sheet = along(null_diffae, 4, null_diffae.encode(photos / "a.png"))
+    shows(tmp_path / name, sheet.frames(p))
+
+
+@pytest.mark.parametrize("name", ["x.gif", "x.apng"])
+@pytest.mark.parametrize(("frames", "digits"), [(3, 2), (120, 3)])
+def test_interpolate_as_an_animation(
+    name: str, frames: int, digits: int, cli: Cli, on: list[object], photos: Path, tmp_path: Path, null_diffae
+) -> None:
+    a, b = photos / "a.png", photos / "b.png"
+    cli("interpolate", a, b, *on, "--frames", frames, "--steps", 1, "-o", tmp_path / name).check()
+    expected = null_diffae.interpolate(*(null_diffae.encode(p, steps=1) for p in (a, b)), frames, steps=1)
+    labels = [f"{w:.{digits}f}" for w in np.linspace(0, 1, frames)]
+    shows(tmp_path / name, Sheet([""], labels, 8).frames(expected))
 
 
 def test_timeline_as_a_folder(cli: Cli, on: list[object], photos: Path, tmp_path: Path, null_diffae: hspace.Editor):

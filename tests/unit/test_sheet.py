@@ -99,14 +99,40 @@ def test_a_label_of_two_lines() -> None:
 
 
 def test_frames_of_one_size() -> None:
-    """Whatever their labels: an animation's frames must be."""
-    sheet = Sheet([""], ["t = 1", "a label that is much wider than a picture"], 8)
-    frames = [sheet.one(i) for i in (0, 1)]
-    assert frames[0].shape == frames[1].shape
-    one = pictures(1)
-    a, b = (frame.draw(one) for frame in frames)
-    assert not np.array_equal(a, b)  # their labels
-    np.testing.assert_array_equal(a[-GAP - CELL :], b[-GAP - CELL :])
+    """Whatever their labels: an animation's frames must be. Each shows its own picture."""
+    sheet, two = Sheet([""], ["t = 1", "a label that is much wider than a picture"], 8), pictures(2)
+    a, b = sheet.frames(two)
+    assert a.shape == b.shape
+    assert not np.array_equal(a[: -GAP - CELL], b[: -GAP - CELL])  # their labels
+    for frame, picture in zip((a, b), two, strict=True):
+        np.testing.assert_array_equal(frame[-GAP - CELL : -GAP, GAP : GAP + CELL], enlarged(picture, 16))
+        assert not ink(frame[-GAP - CELL :, GAP + CELL :])
+
+
+WRONG = {
+    "one picture": pictures(1)[0],
+    "of another size": pictures(2, 9),
+    "channels first": pictures(2).transpose(0, 3, 1, 2),
+    "grey": pictures(2)[..., 0],
+    "float32": pictures(2).astype(np.float32),
+    "none": pictures(2)[:0],
+    "more than cells": pictures(3),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_pictures_of_another_shape_are_refused(name: str) -> None:
+    """Of one picture [H, W, 3], each row of pixels was once drawn as a picture."""
+    wrong = WRONG[name]
+    found = f"pictures: found {wrong.dtype} {list(wrong.shape)}, expected uint8 [2, 8, 8, 3] or fewer"
+    with refused(ArgumentError, found):
+        plain(1, 2, 8).draw(wrong)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_frames_of_another_shape_are_refused(name: str) -> None:
+    with refused(ArgumentError, "pictures: found", "expected"):
+        plain(1, 2, 8).frames(WRONG[name])
 
 
 # --- too large ----------------------------------------------------------------------------------------

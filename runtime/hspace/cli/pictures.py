@@ -151,7 +151,8 @@ def interpolate(first: str, second: str, frames: int, **options: Any) -> None:
     sources = [_one_file(first), _one_file(second)]
     check_whole("--frames", frames, 2)
     picture = _Picture(options, frames, sources, animated=True)
-    picture.lay_out(Sheet([""], [f"{w:.2f}" for w in np.linspace(0, 1, frames)], picture.editor.size))
+    digits = max(2, len(str(frames)))  # as many as make labels differ
+    picture.lay_out(Sheet([""], [f"{w:.{digits}f}" for w in np.linspace(0, 1, frames)], picture.editor.size))
     common.check_run(picture.editor, picture.edits, options)
     a, b = picture.latents(sources, options)
     with progress("interpolate") as on_step:
