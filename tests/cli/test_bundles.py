@@ -71,7 +71,7 @@ def test_info_program(
 
 
 def test_info_refusals(cli: Cli, bundle: Path, asyrp: Path, tmp_path: Path) -> None:
-    cli("info").error(2, "Missing argument 'BUNDLE'")
+    cli("info").error(2, "Missing option '-b' / '--bundle'")
     cli("info", tmp_path).error(3, f"{tmp_path}: expected a bundle")
     cli("info", bundle, "--save", tmp_path / "p.json").error(2, "--save", "need --program")
     cli("info", bundle, "--program", "vary").error(2, "'vary' is not one of 'encode', 'decode', 'edit', 'latent'")
@@ -145,7 +145,7 @@ def test_verify_graphs_that_are_none(cli: Cli, bundle: Path) -> None:
 
 def test_verify_nothing(cli: Cli, tmp_path: Path) -> None:
     cli("verify", tmp_path / "nowhere").error(3, f"{tmp_path / 'nowhere'}: expected a bundle")
-    cli("verify").error(2, "Missing argument 'BUNDLE'")
+    cli("verify").error(2, "Missing option '-b' / '--bundle'")
 
 
 # --- doctor --------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def list_(bundle: str, as_json: bool) -> None:
 @click.command(cls=common.BundleCommand)
 @common.either
 @click.argument("name")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=common.FILE)
 @click.option("--branch", type=click.Choice(["asymmetric", "symmetric"]), help="Of a delta_h. [default: symmetric]")
 @click.option("--n-train", type=int, help="Steps that a delta was trained at. [default: from ngen… in the file's name]")
 @click.option("--force", is_flag=True, help="Replace an attribute that exists.")

@@ -50,7 +50,7 @@ class Batches(common.ParamType[tuple[int, ...]]):
 @click.option("--repeat", type=int, default=20, show_default=True, help="Rounds of the parts.")
 @click.option("--calls", type=int, default=3, show_default=True, help="Rounds of whole calls.")
 @click.option("--steps", type=int, help="Steps of whole calls, instead of the default preset's.")
-@click.option("--plot", type=click.Path(path_type=Path), help="Also draw it: a PNG.")
+@click.option("--plot", type=common.FILE, help="Also draw it: a PNG.")
 @click.option("--force", is_flag=True, help="Replace a picture that exists.")
 @common.as_json
 def bench(

@@ -26,7 +26,7 @@ from . import common, outputs
 @common.strength_option
 @common.running
 @common.phases
-@click.option("--save", type=click.Path(path_type=Path), help="Write the program to a file as well.")
+@click.option("--save", type=common.FILE, help="Write the program to a file as well.")
 @click.option("--force", is_flag=True, help="Replace a file that exists.")
 @common.as_json
 def info(
