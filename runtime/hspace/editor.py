@@ -136,8 +136,10 @@ class Editor:
     ) -> Latent:
         """The codes of images: z_sem from the encoder (DiffAE), x_T by DDIM inversion conditioned on it.
 
-        images: a PIL image, a path, a sequence of either, uint8 [N, H, W, 3] or [H, W, 3], or float32 [N, 3, H, W] in
-        [−1, 1]. resize: centre-crop and resize those of another size. steps: 1 … 1000.
+        images: one image, an iterable of images, or a batch: uint8 [N, H, W, 3], or float32 [N, 3, H, W] in [−1, 1].
+        One image is a path, a PIL image, a file's bytes, an open binary file, uint8 [H, W, 3] or float32 [3, H, W];
+        arrays are NumPy's, or others' that offer DLPack. resize: centre-crop and resize those of another size, except
+        float32. steps: 1 … 1000.
         Source: Preechakul et al. 2022, equation 8; Kwon et al. 2023, section 3; Song et al. 2021, section 4.3.
         """
         x = self._load(images, resize)
@@ -306,7 +308,7 @@ class Editor:
         Source: Jeong et al. 2024 (InjectFusion), section 3.1.
         """
         self.check_latent(latent)
-        x = self._load(content, resize)
+        x = self._load(content, resize, "content")
         if len(x) not in (1, len(latent)):
             raise ArgumentError(f"content: found {len(x)} images, expected 1, or one for each of {len(latent)} latents")
         amounts = amounts_of(strength, len(latent))
@@ -454,11 +456,11 @@ class Editor:
     def _shape(self) -> tuple[int, int, int]:
         return 3, self.size, self.size
 
-    def _load(self, images: Images, resize: bool) -> Any:
+    def _load(self, images: Images, resize: bool, name: str = "images") -> Any:
         """Any accepted form of images as float32 [N, 3, H, W]: on the host, or on the GPU where they are there."""
         if is_foreign(images):
             images = self._runner.executor.images(images)
-        return images if is_foreign(images) else load_images(images, self.size, resize=resize)
+        return images if is_foreign(images) else load_images(images, self.size, resize=resize, name=name)
 
     def _provenance(self, plan: Preset, preset: str | None) -> dict[str, str]:
         manifest = self.bundle.manifest

@@ -241,7 +241,10 @@ def test_one_bad_picture_among_good(cli: Cli, on: list[object], photos: Path, tm
     result = cli("edit", photos, *on, "--json", "-o", tmp_path / "edited")
     assert result.code == 4 and result.err.startswith("hspace: error: 1 of 3 inputs refused: ")
     assert result.json["failed"] == [
-        {"file": f"{photos / 'b.png'}", "error": f"{photos / 'b.png'}: expected an image ({', '.join(FORMATS)})"}
+        {
+            "file": f"{photos / 'b.png'}",
+            "error": f"{photos / 'b.png'}: expected an image ({', '.join(FORMATS)}), found an empty file",
+        }
     ]
     assert names(tmp_path / "edited") == ["a.png", "c.png"]
 
