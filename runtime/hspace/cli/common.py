@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import glob
-import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import numpy as np
-import PIL.Image
 from numpy.typing import NDArray
 
 from ..attributes import check_names, compile_edit
@@ -22,7 +20,7 @@ from ..editor import Editor
 from ..editor import open as open_bundle
 from ..errors import ArgumentError, HspaceError, ImageError, LatentError
 from ..files import check_file
-from ..image import FORMATS, SUFFIXES, load_images
+from ..image import SUFFIXES, load_images
 from ..latent import Latent
 from ..manifest import MANIFEST, Source
 from ..noise import check_seed
@@ -278,9 +276,7 @@ def load_pictures(path: Path, data: bytes, editor: Editor, resize: bool) -> NDAr
     path: its name, for messages.
     """
     with _without_stderr():
-        if path == DASH:
-            return load_images(PIL.Image.open(io.BytesIO(data), formats=FORMATS), editor.size, resize=resize)
-        return load_images(path, editor.size, resize=resize)
+        return load_images(data, editor.size, resize=resize, name=str(path))
 
 
 @contextmanager

@@ -9,27 +9,29 @@ from typing import cast
 
 import click
 
-from ..errors import HspaceError, OutputError
+from ..errors import HspaceError, ImageError, OutputError
 from ..files import MAX_FILE_BYTES, read_file
+from ..image import MOST_BYTES
 from ..manifest import Source
 
 DASH = Path("-")  # a file of that name is told from it by its folder: `expand` gives it an absolute path
 
 
 def read_source(path: Path, error: type[HspaceError]) -> bytes:
-    """An input's bytes: of a file, or of stdin, which may be asked for again."""
-    return _stdin(error) if path == DASH else read_file(path, error)
+    """An input's bytes: of a file, or of stdin, which may be asked for again. Raises `error` for too many of them."""
+    most = MOST_BYTES if error is ImageError else MAX_FILE_BYTES
+    return _stdin(error, most) if path == DASH else read_file(path, error, most)
 
 
-def _stdin(error: type[HspaceError]) -> bytes:
+def _stdin(error: type[HspaceError], most: int) -> bytes:
     kept = click.get_current_context().find_root().meta
     if "stdin" in kept:
         return cast(bytes, kept["stdin"])
     if sys.stdin is None or sys.stdin.isatty():
         raise error("-: stdin is a terminal, expected a file or a pipe")
-    data = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
-    if len(data) > MAX_FILE_BYTES:
-        raise error(f"-: found more than {MAX_FILE_BYTES} bytes on stdin")
+    data = sys.stdin.buffer.read(most + 1)
+    if len(data) > most:
+        raise error(f"-: found more than {most} bytes on stdin, expected at most that")
     kept["stdin"] = data
     return data
 
