@@ -15,6 +15,7 @@ from ..editor import open as open_bundle
 from ..engines import AUTO, ENGINES, cache, choose, unavailable
 from ..errors import DeviceError
 from ..plans import Planner
+from ..record import engine_of
 from . import common, outputs
 
 
@@ -73,8 +74,10 @@ def _describe(bundle: Bundle) -> str:
         f"{m.name}: family {m.family}, {m.image.size}×{m.image.size}" + (f", z_sem {m.z_sem.size}" if m.z_sem else "")
     ]
     lines += [f"licence: {' '.join(m.licence.split()) or 'not said'}", ""]
-    rows = [[n, c.precision, c.weights, f"{c.bytes / 2**20:.1f}", c.sha256[:12]] for n, c in m.components.items()]
-    lines += [common.table(["component", "precision", "weights", "MiB", "SHA-256"], rows), ""]
+    rows = [
+        [n, c.precision, c.weights, c.file, f"{c.bytes / 2**20:.1f}", c.sha256[:12]] for n, c in m.components.items()
+    ]
+    lines += [common.table(["component", "precision", "weights", "file", "MiB", "SHA-256"], rows), ""]
     if m.attributes:
         rows = []
         for name, a in m.attributes.items():
@@ -82,8 +85,8 @@ def _describe(bundle: Bundle) -> str:
                 f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}"
                 for k, v in summary(read_attribute(bundle, name)).items()
             )
-            rows.append([name, a.kind, a.branch, str(a.n_train or "-"), says])
-        lines += [common.table(["attribute", "kind", "branch", "n_train", "content"], rows), ""]
+            rows.append([name, a.kind, a.branch, str(a.n_train or "-"), a.file, f"{a.bytes / 2**20:.3f}", says])
+        lines += [common.table(["attribute", "kind", "branch", "n_train", "file", "MiB", "content"], rows), ""]
     columns = list(next(iter(m.presets.values())).__struct_fields__)
     rows = []
     for name, p in m.presets.items():
@@ -110,8 +113,8 @@ def verify(bundle: str, engine: str, device: str, as_json: bool) -> None:
     files = {entry.file: entry.bytes for _, entry in editor.bundle.manifest.files()}
     total = sum(files.values()) / 2**20
     lines = [f"ok  {name}  {size} bytes" for name, size in files.items()]
-    lines.append(f"{bundle}: {len(files)} files, {total:.1f} MiB, sound; loaded by engine {editor.engine.name}")
-    common.emit(as_json, {"bundle": bundle, "files": files, "engine": editor.engine.name}, "\n".join(lines))
+    lines.append(f"{bundle}: {len(files)} files, {total:.1f} MiB, sound; loaded by {common.engine_text(editor)}")
+    common.emit(as_json, {"bundle": bundle, "files": files, **engine_of(editor)}, "\n".join(lines))
 
 
 @click.command(cls=common.BundleCommand)
