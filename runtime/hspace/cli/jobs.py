@@ -79,6 +79,7 @@ def run_jobs(
     for job, clash in plan.clashes:
         report.refuse(job, clash)
     with Bar(label, 1000 * max(plan.total, 1), lambda: str(report)) as bar:
+        bar.draw()
         jobs = sorted([*plan.jobs, *_to_renew(plan, report, error, record, there)], key=lambda job: job.number)
         before = plan.total - len(jobs)
 

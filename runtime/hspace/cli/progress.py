@@ -19,7 +19,8 @@ _BAR = 30  # characters, where the terminal has room
 class Bar:
     """Progress over `length` units, on stderr where that is a terminal that can rewrite a line; else nothing.
 
-    It is no wider than the terminal, has no colours, and leaves the cursor as it is. says: what stands behind it.
+    It is no wider than the terminal, has no colours, and leaves the cursor as it is. Within `with`, so that an error
+    begins on a line of its own. says: what stands behind.
     """
 
     def __init__(self, label: str, length: int, says: Callable[[], str] = str) -> None:
@@ -29,11 +30,10 @@ class Bar:
         self._start, self._drawn, self._wide = time.monotonic(), 0.0, 0
 
     def __enter__(self) -> Bar:
-        self.draw()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._shown:
+        if self._drawn:
             self.draw()
             self._write("\n")
 
@@ -82,6 +82,7 @@ def _columns() -> int:
 def progress(label: str) -> Iterator[OnStep]:
     """An `on_step` that draws a bar on a terminal, for a command that makes one call."""
     with Bar(label, 1) as bar:
+        bar.draw()
 
         def on_step(step: Step) -> None:
             bar.length = step.total
