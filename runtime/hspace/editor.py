@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -28,7 +28,7 @@ from .attributes import Content, Edit, compile_edit, directions_of, read_attribu
 from .bundle import Bundle, h_shape
 from .checks import MOST_IMAGES, check_whole
 from .cuda import is_foreign, ordinal_of
-from .engines import open_engine
+from .engines import Engine
 from .errors import ArgumentError, LatentError
 from .executors import Executor
 from .image import Images, load_images, to_uint8
@@ -39,6 +39,7 @@ from .plans import Planner, ProgramKind
 from .program import Branch, Program
 from .recorders import HRecorder, Timeline
 from .runs import OnHost, OnStep, Progress, Runner, draws, start
+from .samplers import SAMPLERS
 from .tensors import read_tensors
 
 Float32 = NDArray[np.float32]
@@ -47,7 +48,8 @@ Float32 = NDArray[np.float32]
 def open(
     path: str | Path,
     *,
-    engine: str = "auto",
+    engine: str | None = None,
+    precision: str | None = None,
     device: str = "cpu",
     stream: Any = None,
     threads: int | None = None,
@@ -55,12 +57,13 @@ def open(
 ) -> Editor:
     """Opens a bundle, with every file verified and every component loaded.
 
-    path: the bundle's folder. engine: a name ("openvino", "onnx"), or "auto": the fastest that is accurate on this
-    bundle, measured at the first open on a machine; `editor.engine.name` says which it is. device: "cpu", or "cuda:0"
-    and so on for a GPU (docs/gpu.md), where "auto" is "onnx". stream: the CUDA stream of a host application, to work
-    on it: an object with `__cuda_stream__`, PyCUDA's, or a handle; by default one of its own. threads: how many the
-    engine may use on a CPU, by default all cores. batch_size: how many images share one network evaluation; by default
-    65536 / size², on a GPU 262144 / size², at least 1.
+    path: the bundle's folder. engine: a name ("openvino", "onnx") or "auto"; by default $HSPACE_ENGINE, else "auto".
+    precision: of the U-Net's arithmetic, "fp32", "bf16", "fp16" or "auto"; by default $HSPACE_PRECISION, else "auto".
+    `hspace.choice` says what "auto" is; `editor.engine.name` and `editor.engine.precision` say what it is here.
+    device: "cpu", or "cuda:0" and so on for a GPU (docs/gpu.md), where "auto" is "onnx" in the graphs' own type.
+    stream: the CUDA stream of a host application, to work on it: an object with `__cuda_stream__`, PyCUDA's, or a
+    handle; by default one of its own. threads: how many the engine may use on a CPU, by default all cores.
+    batch_size: how many images share one network evaluation; by default as many as `engine.batch_pixels` has room for.
     Raises BundleError for a faulty bundle, EngineError for an engine that is unknown or cannot run here, DeviceError
     (one of its kind) for a GPU that is not there or cannot be used.
     """
@@ -72,12 +75,18 @@ def open(
     ordinal = ordinal_of(device)
     if ordinal is None and stream is not None:
         raise ArgumentError("stream: found one, and the device is the CPU")
+    from . import choice
+
     bundle = Bundle(path)
     if ordinal is None:
-        return Editor(bundle, open_engine(engine, bundle, threads), batch_size=batch_size)
+        chosen = choice.choose(bundle, engine, precision, threads)
+        return Editor(bundle, chosen.engine, batch_size=batch_size, exact=chosen.exact)
     from .executors import cuda
 
-    executor = cuda.open_executor(bundle, engine, ordinal, stream)
+    wanted, own = choice.asked_precision(precision), bundle.component("trunk").precision
+    if wanted not in ("auto", own):
+        raise ArgumentError(f"precision: found {wanted!r}, and {bundle.folder} runs in {own} on {device}")
+    executor = cuda.open_executor(bundle, choice.asked_engine(engine), ordinal, stream)
     return Editor(bundle, executor.engine, batch_size=batch_size, executor=executor)
 
 
@@ -94,9 +103,17 @@ class Editor:
     """
 
     def __init__(
-        self, bundle: Bundle, engine: Any, *, batch_size: int | None = None, executor: Executor | None = None
+        self,
+        bundle: Bundle,
+        engine: Any,
+        *,
+        batch_size: int | None = None,
+        executor: Executor | None = None,
+        exact: Callable[[], Engine] | None = None,
     ) -> None:
-        """executor: what runs programs; by default the CPU's, on `engine`."""
+        """executor: what runs programs; by default the CPU's, on `engine`. exact: gives the engine, in float32, of
+        samplers that invert exactly; by default `engine`, and where that is not float32 they are refused.
+        """
         manifest = bundle.manifest
         self.bundle = bundle
         self.engine = engine
@@ -104,6 +121,7 @@ class Editor:
         self.attributes = {name: read_attribute(bundle, name) for name in manifest.attributes}
         self._planner = Planner(bundle)
         self._runner = Runner(executor or OnHost(engine), self.size, batch_size)
+        self._exact = exact
         self._z_statistics: tuple[Float32, Float32] | None = None
         if manifest.z_sem is not None and manifest.z_sem.statistics is not None:
             entry, d = manifest.z_sem.statistics, manifest.z_sem.size
@@ -181,7 +199,7 @@ class Editor:
         noise_source = draws(seed, noise, image_numbers, programs, self._shape)
         check_output(output, self._runner.executor.on_device)
         progress = Progress(on_step, self._runner.evaluations(len(latent), programs[0]))
-        return self._decode(latent, compiled, programs, noise_source, progress, output)
+        return self._decode(plan, latent, compiled, programs, noise_source, progress, output)
 
     def edit(
         self,
@@ -210,7 +228,7 @@ class Editor:
         check_output(output, self._runner.executor.on_device)
         progress = Progress(on_step, self._runner.evaluations(len(x), program, programs[0]))
         latent = self._start_of(self._encode(x, plan, preset, program, progress), plan)
-        return self._decode(latent, compiled, programs, noise_source, progress, output)
+        return self._decode(plan, latent, compiled, programs, noise_source, progress, output)
 
     def reconstruct(self, images: Images, *, resize: bool = False, **run: Unpack[Run]) -> NDArray[Any]:
         """Encodes, then decodes unchanged: what the model makes of the images themselves. run: as `edit` takes it."""
@@ -333,7 +351,7 @@ class Editor:
         progress = Progress(recorder, self._runner.evaluations(len(x), program))
         progress.total += self._runner.evaluations(len(latent), programs[0])
         self._encode(x, plan, preset, program, progress)  # which fills the tables
-        return self._decode(latent, compiled, programs, noise_source, progress, output)
+        return self._decode(plan, latent, compiled, programs, noise_source, progress, output)
 
     def sample(
         self,
@@ -372,7 +390,7 @@ class Editor:
         progress = Progress(on_step, self._runner.evaluations(count, programs[0]))
         z_sem = self._draw_z(count, plan, latent_steps, seed, z_noise, accept, progress)
         latent = Latent(x_T, z_sem, provenance=self._provenance(plan, preset))
-        return self._decode(latent, compiled, programs, noise_source, progress, output)
+        return self._decode(plan, latent, compiled, programs, noise_source, progress, output)
 
     def draw(
         self,
@@ -454,6 +472,12 @@ class Editor:
         """How many images share one network evaluation."""
         return self._runner.batch_size
 
+    def engine_of(self, preset: str | None = None, sampler: str | None = None) -> Engine:
+        """What evaluates the networks in a call with this preset and sampler: `engine`, or where the sampler inverts
+        exactly, and `engine` is not in float32, its like that is. Raises ArgumentError where there is none.
+        """
+        return self._runner_of(self._planner.plan(preset, sampler=sampler)).executor.engine
+
     # --- inside -----------------------------------------------------------------------------------------
 
     @property
@@ -466,8 +490,19 @@ class Editor:
             images = self._runner.executor.images(images)
         return images if is_foreign(images) else load_images(images, self.size, resize=resize, name=name)
 
+    def _runner_of(self, plan: Preset) -> Runner:
+        """What runs the plan's programs; see `engine_of`."""
+        if not SAMPLERS[plan.sampler].exact or self.engine.precision == "fp32":
+            return self._runner
+        if self._exact is None:
+            raise ArgumentError(
+                f"sampler: {plan.sampler} inverts exactly in float32 alone, and this editor runs in "
+                f"{self.engine.precision}: expected precision='fp32' or 'auto' and a bundle of float32 graphs"
+            )
+        return Runner(OnHost(self._exact()), self.size, self.batch_size)
+
     def _provenance(self, plan: Preset, preset: str | None) -> dict[str, str]:
-        manifest = self.bundle.manifest
+        manifest, engine = self.bundle.manifest, self._runner_of(plan).executor.engine
         return {
             "bundle": manifest.name,
             "checkpoint": manifest.provenance.checkpoint_sha256,
@@ -475,6 +510,8 @@ class Editor:
             "sampler": plan.sampler,
             "spacing": plan.spacing,
             "encode_steps": str(plan.encode_steps),
+            "engine": engine.name,
+            "precision": engine.precision,
         }
 
     def _compile(self, edits: Edits | None, count: int, plan: Preset) -> list[Edit]:
@@ -547,11 +584,12 @@ class Editor:
 
     def _encode(self, x: Any, plan: Preset, preset: str | None, program: Program, progress: Progress) -> Latent:
         z_sem = None if self.bundle.manifest.z_sem is None else self._runner.encode_z(x)
-        x_T, x_prev = self._runner.encode(x, z_sem, program, progress)
+        x_T, x_prev = self._runner_of(plan).encode(x, z_sem, program, progress)
         return Latent(x_T, z_sem, x_prev, self._provenance(plan, preset))
 
     def _decode(
         self,
+        plan: Preset,
         latent: Latent,
         edits: list[Edit],
         programs: list[Program],
@@ -562,7 +600,8 @@ class Editor:
         if latent.z_sem is not None and any(e.directions for e in edits):
             z_sem = np.stack([e.move(z) for z, e in zip(latent.z_sem, edits, strict=True)])
             latent = Latent(latent.x_T, z_sem, latent.x_prev, latent.provenance)
-        x = self._runner.decode(latent, edits, programs, noise, progress, on_device=output == "device")
+        on_device = output == "device"
+        x = self._runner_of(plan).decode(latent, edits, programs, noise, progress, on_device=on_device)
         return to_uint8(x) if output == "uint8" else x
 
     def check_latent(self, latent: Latent) -> None:

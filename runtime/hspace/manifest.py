@@ -151,6 +151,19 @@ class Preset(Frozen, frozen=True, kw_only=True):
     t_boost: Timestep = 0
 
 
+class Accuracy(Frozen, frozen=True, kw_only=True):
+    """What whole runs of the U-Net in a faster precision are worth: PSNR in dB against the graphs' own type.
+
+    inversion: reconstructions from codes that were encoded in the faster one. reconstruction: encoded and decoded in
+    it. edit: those, edited. See `hspace.accuracy`.
+    """
+
+    precision: Literal["bf16"]
+    inversion: float
+    reconstruction: float
+    edit: float
+
+
 class Source(Frozen, frozen=True):
     """A file that the export read: its name, and its SHA-256."""
 
@@ -183,6 +196,7 @@ class Manifest(Frozen, frozen=True, kw_only=True):
     attributes: dict[Name, Attribute] = {}
     presets: dict[Name, Preset]
     default_preset: Name
+    accuracy: Accuracy | None = None
     provenance: Provenance
     licence: str
 

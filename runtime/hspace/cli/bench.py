@@ -41,6 +41,7 @@ class Batches(common.ParamType[tuple[int, ...]]):
 @click.option(
     "--engine", "engines", type=Names(), multiple=True, help="auto, or engines' names, side by side. [default: auto]"
 )
+@common.precision_option
 @common.device_option
 @common.resources
 @click.option(

@@ -11,8 +11,9 @@ import msgspec
 
 from ..attributes import check_names, compile_edit, read_attribute, summary
 from ..bundle import Bundle
+from ..choice import AUTO, choose
 from ..editor import open as open_bundle
-from ..engines import AUTO, ENGINES, cache, choose, unavailable
+from ..engines import ENGINES, cache, unavailable
 from ..errors import DeviceError
 from ..plans import Planner
 from ..record import engine_of
@@ -135,17 +136,19 @@ def doctor(bundle: str | None, as_json: bool) -> None:
       hspace doctor -b bundles/avatars32
     """
     reasons = {name: unavailable(name) for name in ENGINES}
-    chosen, why = None, "the fastest of " + ", ".join(n for n in AUTO if reasons[n] is None) + " that is accurate"
+    runs = [n for n in AUTO if reasons[n] is None]
+    auto: dict[str, Any] = {"engine": None, "precision": None, "why": f"the first of {', '.join(runs)} that takes it"}
     if bundle is not None:
-        engine, why = choose(Bundle(bundle))
-        chosen = engine.name
+        chosen = choose(Bundle(bundle))
+        auto = {"engine": chosen.engine.name, "precision": chosen.engine.precision, "why": chosen.why}
+        auto["left_out"] = chosen.left_out
     from ..bench import machine
 
     gpu, why_not = _gpu()
     versions = dict.fromkeys(_PACKAGES, "") | machine.versions(_PACKAGES)
     found = {
         "engines": {n: {"runs": r is None, "why_not": r} for n, r in reasons.items()},
-        "auto": {"engine": chosen, "why": why},
+        "auto": auto,
         "gpu": {"is": gpu, "why_not": why_not},
         "cache": str(cache.folder()),
         "python": platform.python_version(),
@@ -155,7 +158,9 @@ def doctor(bundle: str | None, as_json: bool) -> None:
     rows = [[n, "yes" if r is None else "no", r or _NOTES.get(n, "")] for n, r in reasons.items()]
     text = "\n".join(f"{n:<10}{runs:<6}{says}".rstrip() for n, runs, says in [["engine", "runs", ""], *rows])
     device = why_not if gpu is None else f"device cuda:0: {gpu}"
-    text += f"\n\nengine auto: {why}\n{device}\ncache: {cache.folder()}\n"
+    text += f"\n\nengine auto: {auto['why']}"
+    text += "".join(f"\n  not {n}: {reason}" for n, reason in auto.get("left_out", {}).items())
+    text += f"\n{device}\ncache: {cache.folder()}\n"
     text += f"python {found['python']}, {found['machine']}\n"
     text += ", ".join(f"{p} {v or 'not installed'}" for p, v in versions.items())
     common.emit(as_json, found, text)

@@ -138,16 +138,16 @@ resources = stack(
     click.option(
         "--batch-size",
         type=int,
-        help="Images per network evaluation. [default: 65536 / size², on a GPU 262144 / size²]",
+        help="Images per network evaluation. [default: by the engine]",
     ),
 )
+precision_option = click.option(
+    "--precision",
+    help="auto (the fastest that is accurate), fp32, bf16 or fp16. [default: auto; env: HSPACE_PRECISION]",
+)
 engine = stack(
-    click.option(
-        "--engine",
-        default="auto",
-        show_default=True,
-        help="auto (the fastest that is accurate), openvino, onnx or null.",
-    ),
+    click.option("--engine", help="auto, openvino, onnx or null. [default: auto; env: HSPACE_ENGINE]"),
+    precision_option,
     device_option,
     resources,
 )
@@ -191,7 +191,7 @@ resizing = click.option("--resize", is_flag=True, help="Centre-crop and resize i
 
 def open_editor(options: dict[str, Any]) -> Editor:
     """An editor from the bundle and the options of `engine`, which are taken out of `options`."""
-    names = ("engine", "device", "threads", "batch_size")
+    names = ("engine", "precision", "device", "threads", "batch_size")
     return open_bundle(options.pop("bundle"), **{n: options.pop(n) for n in names})
 
 

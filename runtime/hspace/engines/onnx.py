@@ -41,7 +41,12 @@ def unavailable() -> str | None:
     return None
 
 
-def open_engine(bundle: Bundle, threads: int | None) -> OnnxEngine:
+def precisions(bundle: Bundle) -> tuple[str, ...]:
+    """The graphs' own."""
+    return (bundle.component("trunk").precision,)
+
+
+def open_engine(bundle: Bundle, threads: int | None, precision: str) -> OnnxEngine:
     """A session per component. Raises BundleError for a graph that is faulty or not what the manifest says."""
     return OnnxEngine(bundle, threads)
 
@@ -51,13 +56,14 @@ class OnnxEngine:
 
     name = "onnx"
     device = "cpu"
-    precision = "fp32"
+    batch_pixels = 2**13
 
     def __init__(self, bundle: Bundle, threads: int | None) -> None:
         import onnxruntime as ort
 
         self._ort = ort
         self._components = bundle.manifest.components
+        self.precision = bundle.component("trunk").precision
         threads = threads or cpu.usable_cores()
         self._sessions = {name: self._session(bundle, name, threads) for name in self._components}
 
@@ -142,6 +148,7 @@ class OnnxCudaEngine:
 
     name = "onnx"
     provider, memory = _CUDA, "cuda"
+    batch_pixels = 2**18  # a single image does not fill a GPU
     not_capturable = "ONNX Runtime's sessions cannot be captured from outside; each component is a graph of its own"
 
     def __init__(self, bundle: Bundle, device: Device, stream: Stream) -> None:

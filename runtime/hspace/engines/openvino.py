@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: the U-Net in bfloat16 where the processor multiplies matrices in it, else in float32.
+"""OpenVINO on the CPU: the U-Net in bfloat16 where the processor multiplies matrices in it, or in float32.
 
 Three things make it fast, each measured in docs/decisions/0011:
 
@@ -46,12 +46,21 @@ def unavailable() -> str | None:
     return None if "CPU" in ov.Core().available_devices else "OpenVINO offers no CPU device on this machine"
 
 
-def open_engine(bundle: Bundle, threads: int | None) -> OpenVinoEngine:
+def precisions(bundle: Bundle) -> tuple[str, ...]:
+    """The graphs' own, and bfloat16 where the processor multiplies matrices in it."""
+    import openvino as ov
+
+    able = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    own: str = bundle.component("trunk").precision
+    return (own, "bf16") if "BF16" in able else (own,)
+
+
+def open_engine(bundle: Bundle, threads: int | None, precision: str) -> OpenVinoEngine:
     """Every component verified, and compiled for one sample but for the latent DDIM's network, which `sample` compiles.
 
     Raises BundleError for a graph that is not what the manifest says.
     """
-    return OpenVinoEngine(bundle, threads)
+    return OpenVinoEngine(bundle, threads, precision)
 
 
 @dataclass(eq=False)
@@ -89,17 +98,17 @@ class _Chunk:
 
 
 class OpenVinoEngine:
-    """See the module. `run` may be called from several threads. precision: of the U-Net, "bf16" or "fp32"."""
+    """See the module. `run` may be called from several threads. precision: of the U-Net, "bf16" or the graphs' own."""
 
     name = "openvino"
     device = "cpu"
+    batch_pixels = 2**16
 
-    def __init__(self, bundle: Bundle, threads: int | None) -> None:
+    def __init__(self, bundle: Bundle, threads: int | None, precision: str) -> None:
         import openvino as ov
 
         self._ov, self._core, self._bundle = ov, ov.Core(), bundle
-        able = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        self.precision = "bf16" if "BF16" in able else "fp32"
+        self.precision = precision
         self._threads = threads or cpu.usable_cores()
         self._components = bundle.manifest.components
         self._largest = max(1, _LARGEST // bundle.manifest.image.size**2)
