@@ -34,15 +34,14 @@ from .manifest import Preset, Source
 
 if TYPE_CHECKING:
     from .editor import Editor
+    from .engines import Engine
 
 _MOST_SOURCES = 50  # that a record lists; of more, it has their number and one SHA-256
 
 
-def engine_of(editor: Editor) -> dict[str, str]:
+def engine_told(engine: Engine) -> dict[str, str]:
     """What computed: the engine's name, its precision ("fp32", "bf16", "fp16"), and "cpu" or "cuda"."""
-    engine = editor.engine
-    precision = getattr(engine, "precision", "fp32")
-    return {"engine": engine.name, "precision": precision, "device": engine.device.partition(":")[0]}
+    return {"engine": engine.name, "precision": engine.precision, "device": engine.device.partition(":")[0]}
 
 
 def make_record(
@@ -80,7 +79,7 @@ def make_record(
             "files": files,
             "schedules": schedules,
         },
-        "engine": engine_of(editor),
+        "engine": engine_told(editor.engine_of(preset, run.sampler)),
         "preset": editor.bundle.preset(preset)[0],
         "run": {name: getattr(run, name) for name in run.__struct_fields__},
         "strengths": strengths,

@@ -102,7 +102,9 @@ def test_verify(cli: Cli, bundle: Path) -> None:
     files = json.loads((bundle / "bundle.json").read_bytes())
     listed = [e["file"] for e in [*files["components"].values(), *files["attributes"].values()]] + ["z_sem.safetensors"]
     assert [line.split()[1] for line in lines[:-1]] == listed
-    assert lines[-1].startswith(f"{bundle}: {len(listed)} files") and lines[-1].endswith("sound; loaded by engine null")
+    assert lines[-1].startswith(f"{bundle}: {len(listed)} files") and lines[-1].endswith(
+        "sound; loaded by engine null, fp32"
+    )
 
 
 def test_verify_json(cli: Cli, bundle: Path) -> None:

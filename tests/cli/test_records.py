@@ -216,7 +216,7 @@ def test_another_maker(
         differs = "hspace"
     else:
         told = {"engine": "null", "precision": "fp32", "device": "cpu"} | {change: "other"}
-        monkeypatch.setattr("hspace.record.engine_of", lambda editor: told)
+        monkeypatch.setattr("hspace.record.engine_told", lambda engine: told)
     found = cli("edit", photos, *on, "-o", tmp_path / "out")
     assert found.code == 7 and f"made otherwise ({differs})" in found.err
 

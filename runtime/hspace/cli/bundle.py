@@ -16,7 +16,7 @@ from ..editor import open as open_bundle
 from ..engines import ENGINES, cache, unavailable
 from ..errors import DeviceError
 from ..plans import Planner
-from ..record import engine_of
+from ..record import engine_told
 from . import common, outputs
 
 
@@ -114,8 +114,8 @@ def verify(bundle: str, engine: str, device: str, as_json: bool) -> None:
     files = {entry.file: entry.bytes for _, entry in editor.bundle.manifest.files()}
     total = sum(files.values()) / 2**20
     lines = [f"ok  {name}  {size} bytes" for name, size in files.items()]
-    lines.append(f"{bundle}: {len(files)} files, {total:.1f} MiB, sound; loaded by {common.engine_text(editor)}")
-    common.emit(as_json, {"bundle": bundle, "files": files, **engine_of(editor)}, "\n".join(lines))
+    lines.append(f"{bundle}: {len(files)} files, {total:.1f} MiB, sound; loaded by {common.engine_text(editor.engine)}")
+    common.emit(as_json, {"bundle": bundle, "files": files, **engine_told(editor.engine)}, "\n".join(lines))
 
 
 @click.command(cls=common.BundleCommand)

@@ -6,7 +6,7 @@ import functools
 import glob
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,18 +15,17 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from ..attributes import check_names, compile_edit
 from ..editor import Editor
 from ..editor import open as open_bundle
+from ..engines import Engine
 from ..errors import ArgumentError, HspaceError, ImageError, LatentError
 from ..files import check_file
 from ..image import SUFFIXES, load_images
 from ..latent import Latent
-from ..manifest import MANIFEST, Source
+from ..manifest import MANIFEST
 from ..noise import check_seed
-from ..plans import Planner
 from ..program import Program
-from ..record import engine_of, make_record
+from ..record import engine_told
 from ..samplers import SAMPLERS
 from . import printable
 from .streams import DASH, read_source
@@ -334,38 +333,7 @@ def emit(as_json: bool, found: dict[str, Any], text: str, err: bool = False) -> 
     click.echo(json.dumps(found, indent=1) if as_json else "\n".join(map(printable, text.split("\n"))), err=err)
 
 
-def engine_text(editor: Editor) -> str:
-    """What people are told of `record.engine_of`."""
-    told = engine_of(editor)
+def engine_text(engine: Engine) -> str:
+    """What people are told of `record.engine_told`."""
+    told = engine_told(engine)
     return f"engine {told['engine']}, {told['precision']}" + (f", {told['device']}" if told["device"] != "cpu" else "")
-
-
-def recorder(
-    editor: Editor,
-    call: str,
-    options: Mapping[str, Any],
-    edits: Mapping[str, float] | None = None,
-    encode_steps: int | None = None,
-    draws: bool = False,
-    **more: Any,
-) -> Callable[[Sequence[Source], int | None], str]:
-    """(sources, the image's number) → an output's record, for one command with these options. Refuses what a decode
-    would refuse. draws: whether the seed matters in any case, and not only where the decode's rows draw.
-    """
-    planner, preset = Planner(editor.bundle), options.get("preset")
-    steps: Any = options.get("steps")
-    if encode_steps is not None:
-        steps = encode_steps, editor.bundle.preset(preset)[1].decode_steps if steps is None else steps
-    plan = planner.plan(preset, steps, *(options.get(n) for n in ("sampler", "t_edit", "t_boost")))
-    check_names(edits or {}, editor.attributes, "edits")
-    program = planner.program("decode", plan, compile_edit(edits or {}, editor.attributes, plan.decode_steps))
-    seed = options.get("seed") or 0
-    drawn = draws or (call != "encode" and bool(program.rows["c_noise"].any()))
-    more = {k: v for k, v in more.items() if v is not None}
-
-    def record(sources: Sequence[Source], image: int | None) -> str:
-        return make_record(
-            editor, call, preset, plan, sources, strengths=edits, seed=seed, image=image, draws=drawn, **more
-        )
-
-    return record

@@ -23,10 +23,10 @@ from ..files import read_file, write_atomically
 from ..image import SUFFIXES, WRITABLE
 from ..latent import Latent
 from ..manifest import Source
-from ..record import engine_of, with_record
+from ..record import engine_told, with_record
 from ..runs import OnStep
 from . import common, outputs
-from .jobs import run_jobs, wrote
+from .jobs import Recorder, run_jobs, wrote
 from .streams import DASH, write_stdout
 
 Float32 = NDArray[np.float32]
@@ -73,7 +73,7 @@ def edit(
     if encode_steps is not None:
         preset = editor.bundle.preset(options["preset"])[1]
         both = (encode_steps, preset.decode_steps if steps is None else steps)
-    record = common.recorder(editor, "edit", {**options, "steps": both}, edits, quality=form.quality)
+    record = Recorder(editor, "edit", {**options, "steps": both}, edits, quality=form.quality)
 
     def make(jobs: Sequence[outputs.Job], images: list[Float32], on_step: OnStep) -> NDArray[np.uint8]:
         numbers = [j.number for j in jobs]
@@ -102,7 +102,7 @@ def encode(inputs: Sequence[str], as_json: bool, **options: Any) -> None:
     plan, _ = _plan(inputs, options, (common.LATENT_SUFFIX,))
     editor = common.open_editor(options)
     load = _loader(editor, options.pop("resize"))
-    record = common.recorder(editor, "encode", options)
+    record = Recorder(editor, "encode", options)
 
     def make(jobs: Sequence[outputs.Job], images: list[Float32], on_step: OnStep) -> Latent:
         return editor.encode(np.stack(images), on_step=on_step, **options)
@@ -130,7 +130,7 @@ def decode(inputs: Sequence[str], strengths: Sequence[tuple[str, float]], as_jso
     """
     plan, form = _plan(inputs, options, tuple(WRITABLE), [common.LATENT_SUFFIX], LatentError)
     editor, edits = common.open_editor(options), common.strengths_of(strengths)
-    record = common.recorder(editor, "decode", options, edits, quality=form.quality)
+    record = Recorder(editor, "decode", options, edits, quality=form.quality)
 
     def load(path: Path, data: bytes) -> Latent:
         return common.load_latent(path, data, editor)
@@ -202,7 +202,7 @@ def classify(
         scores.flush()
     if output is not None:
         report.written = [output] if report.written else []
-        wrote(as_json, report, editor)
+        wrote(as_json, report, editor.engine)
         return
     failed, refusals = report.refused()
     rows = list(scores.rows.values())
@@ -210,10 +210,10 @@ def classify(
         "classes": editor.classes,
         "images": [{"file": row.file, "sha256": row.sha256, "logits": row.logits} for row in rows],
         "failed": failed,
-        **engine_of(editor),
+        **engine_told(editor.engine),
     }
     lines = [[row.file, *(f"{s:.2f}" for s in row.logits)] for row in rows]
-    text = common.table(["file", *editor.classes], lines) + f"\n({common.engine_text(editor)})"
+    text = common.table(["file", *editor.classes], lines) + f"\n({common.engine_text(editor.engine)})"
     common.emit(as_json, found, text + refusals)
     report.finish()
 
@@ -242,7 +242,7 @@ class _Scores:
         columns = (f"{name}#{manifest.attributes[name].sha256[:12]}" for name in editor.classes)
         self._path, self._header = path, ["file", "sha256", "made_by", *columns]
         encoder = manifest.components["encoder"].sha256[:12] if "encoder" in manifest.components else ""
-        self.made_by = f"hspace {__version__}, {common.engine_text(editor)}, encoder {encoder}"
+        self.made_by = f"hspace {__version__}, {common.engine_text(editor.engine)}, encoder {encoder}"
         self._written, self._changed = time.monotonic(), False
         if path is None or not begun:
             return
@@ -312,7 +312,7 @@ def _run(
     load: Callable[[Path, bytes], Any],
     make: Callable[[Sequence[outputs.Job], list[Any], OnStep], Iterable[Any]],
     write: Callable[[outputs.Job, Any, str], None],
-    record: Callable[[Sequence[Source], int], str],
+    record: Recorder,
     as_json: bool,
 ) -> None:
     """Runs the jobs, and says what was done."""
@@ -320,7 +320,8 @@ def _run(
     def record_of(job: outputs.Job, source: Source) -> str:
         return record([source], job.number)
 
-    wrote(as_json, run_jobs(label, editor.batch_size, plan, error, load, make, write, record_of), editor)
+    report = run_jobs(label, editor.batch_size, plan, error, load, make, write, record_of)
+    wrote(as_json, report, record.engine)
 
 
 def _put_image(form: outputs.Form, job: outputs.Job, pixels: NDArray[np.uint8], record: str) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..attributes import check_names, compile_edit
 from ..editor import Editor
+from ..engines import Engine
 from ..errors import EngineError, HspaceError, ImageError, LatentError, OutputError
 from ..manifest import Source
-from ..record import differences, engine_of, read_output
+from ..plans import Planner
+from ..record import differences, engine_told, make_record, read_output
 from ..runs import OnStep, Step
 from . import printable
 from .common import emit, engine_text
@@ -56,6 +59,43 @@ class Report:
             error = self.failed[0][1]
             more = f" (and {len(self.failed) - 1} more)" if len(self.failed) > 1 else ""
             raise type(error)(f"{len(self.failed)} of {self.total} inputs refused: {error}{more}")
+
+
+class Recorder:
+    """The records of one command's outputs, and the engine that makes them.
+
+    Refuses what a decode with these options would refuse. options: of a run, as commands have them; steps may be
+    (encode, decode). draws: whether the seed matters in any case, and not only where the decode's rows draw. more: what
+    else the command was asked for.
+    """
+
+    def __init__(
+        self,
+        editor: Editor,
+        call: str,
+        options: Mapping[str, Any],
+        edits: Mapping[str, float] | None = None,
+        *,
+        draws: bool = False,
+        **more: Any,
+    ) -> None:
+        self._editor, self._call, self._preset = editor, call, options.get("preset")
+        self._seed = options.get("seed") or 0
+        self._edits, self._more = dict(edits or {}), {k: v for k, v in more.items() if v is not None}
+        planner = Planner(editor.bundle)
+        self._plan = planner.plan(
+            self._preset, options.get("steps"), *(options.get(n) for n in ("sampler", "t_edit", "t_boost"))
+        )
+        check_names(self._edits, editor.attributes, "edits")
+        edit = compile_edit(self._edits, editor.attributes, self._plan.decode_steps)
+        rows = planner.program("decode", self._plan, edit).rows
+        self._draws = draws or (call != "encode" and bool(rows["c_noise"].any()))
+        self.engine = editor.engine_of(self._preset, self._plan.sampler)
+
+    def __call__(self, sources: Sequence[Source], image: int | None) -> str:
+        """The record of the output of that number, or of all of them together."""
+        told: Any = {"strengths": self._edits, "seed": self._seed, "image": image, "draws": self._draws}
+        return make_record(self._editor, self._call, self._preset, self._plan, sources, **told, **self._more)
 
 
 def run_jobs(
@@ -156,7 +196,7 @@ def _to_renew(
             report.refuse(job, OutputError(says))
 
 
-def wrote(as_json: bool, report: Report, editor: Editor) -> None:
+def wrote(as_json: bool, report: Report, engine: Engine) -> None:
     """What a command that writes files says at its end; raises where inputs were refused."""
     seconds, outputs = time.perf_counter() - report.start, report.written
     failed, refusals = report.refused()
@@ -165,12 +205,12 @@ def wrote(as_json: bool, report: Report, editor: Editor) -> None:
         "kept": [str(p) for p in report.kept],
         "failed": failed,
         "seconds": round(seconds, 3),
-        **engine_of(editor),
+        **engine_told(engine),
     }
     what = f"{len(outputs)} files" + (f" in {outputs[0].parent}" if outputs else "")
     if len(outputs) == 1:
         what = "stdout" if report.on_stdout else str(outputs[0])
-    text = f"wrote {printable(what)} in {seconds:.2f} s ({engine_text(editor)})"
+    text = f"wrote {printable(what)} in {seconds:.2f} s ({engine_text(engine)})"
     if report.kept:
         text += f"; kept {len(report.kept)} that exist and would be the same (--force makes them anew)"
     emit(as_json, found, text + refusals, err=report.on_stdout)

@@ -21,7 +21,7 @@ from ..noise import check_seed
 from ..recorders import Timeline
 from ..sheet import Sheet, grid
 from . import common, outputs, printable
-from .jobs import Report, wrote
+from .jobs import Recorder, Report, wrote
 from .progress import progress
 from .streams import DASH, read_source, source_of
 
@@ -64,10 +64,10 @@ class _Picture:
         self._series.check(sheet)
 
     def describe(self, call: str, options: dict[str, Any], draws: bool = False, **more: Any) -> None:
-        """What the outputs are to say of what made them; refuses what a decode would refuse. See `common.recorder`."""
+        """What the outputs are to say of what made them; refuses what a decode would refuse. See `Recorder`."""
         check_seed(options["seed"])
         more["quality"] = self._form.quality
-        self._record = common.recorder(self.editor, call, options, self.edits, draws=draws, **more)
+        self._record = Recorder(self.editor, call, options, self.edits, draws=draws, **more)
 
     def _read(self, path: Path, error: type[HspaceError]) -> bytes:
         data = read_source(path, error)
@@ -103,7 +103,7 @@ class _Picture:
         self._series.save(images, self._sheet, lambda number: self._record(sources, number), also)
         targets = self._series.targets
         report = Report(1, written=targets, start=self._start, on_stdout=targets == [DASH])
-        wrote(self._as_json, report, self.editor)
+        wrote(self._as_json, report, self._record.engine)
 
 
 @click.command()
