@@ -8,7 +8,7 @@ what the weights show, or known to change no number; any other is told to the us
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -261,7 +261,7 @@ def _shown_by(
         }
         for key, config in (("net_attn", unet), ("net_enc_attn", encoder)):
             resolutions = said.get(key)
-            given = resolutions[:100] if isinstance(resolutions, (list, tuple)) else [None]
+            given: Sequence[Any] = resolutions[:100] if isinstance(resolutions, (list, tuple)) else [None]
             whole = all(type(r) is int for r in given)
             levels = architecture.attention_levels(size, given if whole else (), len(config.channel_mult))
             if key in said and (not whole or levels != config.attention_levels):
