@@ -19,6 +19,7 @@ import PIL.Image
 import PIL.ImageFile
 import pytest
 from hspace import image as module
+from hspace.cli.common import load_pictures
 from hspace.errors import ArgumentError, ImageError
 from hspace.image import load_images, to_uint8
 
@@ -78,7 +79,7 @@ class Pipe(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        return self._rest.readinto(buffer)
+        return self._rest.readinto(memoryview(buffer)[:50])  # at most so much at a time
 
 
 # --- one image ----------------------------------------------------------------------------------------
@@ -224,6 +225,10 @@ def test_file_that_fails_as_it_is_read() -> None:
 
     with refused(ImageError, f"image: cannot be read: {os.strerror(errno.EIO)}"):
         load_images(Broken(), 8)
+    closed = io.BytesIO(encoded(PICTURES[0]))
+    closed.close()
+    with refused(ImageError, "image: cannot be read: I/O operation on closed file"):
+        load_images(closed, 8)
 
 
 # --- photographs that viewers open --------------------------------------------------------------------
@@ -332,19 +337,27 @@ def test_file_that_cannot_be_opened(number: int, files: list[Path], monkeypatch:
         load_images([PICTURES[0], files[1]], 8)
 
 
-def test_too_many_open_files(files: list[Path]) -> None:
+@pytest.mark.parametrize("left", [0, 1, 2])
+def test_too_many_open_files(left: int, files: list[Path], null_diffae: hspace.Editor) -> None:
+    """With as many descriptors left as that; the command line takes two more, to keep libraries quiet."""
     resource = pytest.importorskip("resource")
     load_images(files[0], 8)  # Pillow's modules are loaded
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    used = max(int(name) for name in os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 2
     taken = []
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 8, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 200), hard))
         with pytest.raises(OSError):
             while True:
                 taken.append(os.dup(0))
-        with refused(ImageError, f"{files[0]}: cannot be read: {os.strerror(errno.EMFILE)}"):
-            load_images(files[0], 8)
+        for _ in range(left):
+            os.close(taken.pop())
+        loads = [lambda: load_pictures(files[0], null_diffae, False)] + [lambda: load_images(files[0], 8)] * (not left)
+        for load in loads:
+            if left < 2:
+                with refused(ImageError, f"{files[0]}: cannot be read: {os.strerror(errno.EMFILE)}"):
+                    load()
+            else:
+                load()
     finally:
         for number in taken:
             os.close(number)
