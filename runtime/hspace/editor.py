@@ -86,7 +86,7 @@ def open(
         return Editor(bundle, chosen.engine, batch_size=batch_size, exact=chosen.exact, reopen=reopen)
     from .executors import cuda
 
-    wanted, own = choice.asked_precision(precision), bundle.component("trunk").precision
+    wanted, own = choice.asked_precision(precision), bundle.manifest.precision
     if wanted not in ("auto", own):
         raise ArgumentError(f"precision: found {wanted!r}, and {bundle.folder} runs in {own} on {device}")
     executor = cuda.open_executor(bundle, choice.asked_engine(engine), ordinal, stream)
@@ -106,10 +106,11 @@ class Editor:
     Calls that return images return uint8 [N, H, W, 3], or with output="float32" the raw float32 [N, 3, H, W] in the
     model's range. On a GPU output="device" leaves that there, as a `cuda.arrays.DeviceArray`, and images may be arrays
     that are there: PyCUDA's, CuPy's, PyTorch's and others', uint8 [N, H, W, 3] or float32 [N, 3, H, W], contiguous.
-    `preset` names one of the bundle's, by default its default; `steps`, `sampler` ("ddim", "ddpm" or "ddpm_large"),
-    `t_edit` and `t_boost` override it. `seed` (0 … 2⁶⁴ − 1) chooses the noise of rows that draw; `noise` gives it
-    instead: float32 [rows that draw, N, 3, H, W]. `on_step` is called with a `Step` after each evaluation; where it
-    returns False the call raises Cancelled. An image's result does not depend on the batch that it was in.
+    `preset` names one of the bundle's, by default its default; `steps`, `sampler` ("ddim", "ddpm", "ddpm_large",
+    "dpmpp_2m", "bdia" or "obelm"), `t_edit` and `t_boost` (timesteps of the schedule) override it. `seed`
+    (0 … 2⁶⁴ − 1) chooses the noise of rows that draw; `noise` gives it instead: float32 [rows that draw, N, 3, H, W].
+    `on_step` is called with a `Step` after each evaluation; where it returns False the call raises Cancelled. An
+    image's result does not depend on the batch that it was in.
     """
 
     def __init__(
@@ -151,10 +152,14 @@ class Editor:
         sampler: str | None = None,
         t_edit: int | None = None,
         t_boost: int | None = None,
+        latent: Latent | None = None,
     ) -> Program:
-        """The table that a call of that kind runs; see `Planner.program`."""
+        """The table that a call of that kind runs; see `Planner.program`. latent: that a decode is given, since one
+        that an exact sampler made may be gone on from.
+        """
         plan = self._planner.plan(preset, steps, sampler, t_edit, t_boost)
-        return self._planner.program(kind, plan, self._compile(edits, 1, plan)[0], steps)
+        resume = latent is not None and self._start_of(latent, plan).x_prev is not None
+        return self._planner.program(kind, plan, self._compile(edits, 1, plan)[0], steps, resume=resume)
 
     # --- calls ------------------------------------------------------------------------------------------
 
@@ -295,18 +300,18 @@ class Editor:
         return found.reshape(len(latent), *shape, *found.shape[1:])
 
     def timeline(
-        self, latent: Latent, frames: int = 8, *, edits: Edits | None = None, **run: Unpack[Run]
+        self, latent: Latent, frames: int | None = None, *, edits: Edits | None = None, **run: Unpack[Run]
     ) -> tuple[NDArray[np.int64], NDArray[Any]]:
-        """What a decode sees of its image along the way: P_t at `frames` of its steps, the first and last among them.
+        """What a decode sees of its image along the way: P_t at `frames` of its steps, the first and last among them;
+        by default at 8, or at all where there are fewer.
 
         Returns the timesteps, int64 [F], and the images, [F, N, …] of what `decode` returns. run: as `decode` takes it.
         Source: Kwon et al. 2023, section 3.4 (figure 4).
         """
         self.check_latent(latent)
         check_output(run.get("output", "uint8"), on_device=False)  # the frames come by on_step, and so on the host
-        plan = self._planner.plan(run.get("preset"), one_way(run.get("steps")), run.get("sampler"))
-        resume = self._start_of(latent, plan).x_prev is not None
-        program = self._planner.decode(plan, Edit(), resume=resume)
+        preset, steps, sampler = run.get("preset"), one_way(run.get("steps")), run.get("sampler")
+        program = self.program("decode", preset=preset, steps=steps, sampler=sampler, latent=latent)
         run["on_step"] = recorder = Timeline(frames, program, run.get("on_step"))
         self.decode(latent, edits, **run)
         p, _ = recorder.frames()

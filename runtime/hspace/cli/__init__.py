@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from ..errors import HspaceError
+from ..errors import HspaceError, needs
 
 # name → (module, attribute, one line for --help)
 _COMMANDS = {
@@ -54,9 +54,7 @@ class Lazy(click.Group):
             command: click.Command = getattr(importlib.import_module(module), attribute)
         except ImportError as e:
             if module in _EXTRA:
-                raise click.ClickException(
-                    f"{ctx.command_path} {cmd_name} needs the package {e.name}: pip install 'hspace[{_EXTRA[module]}]'"
-                ) from None
+                raise click.ClickException(needs(f"{ctx.command_path} {cmd_name}", e.name, _EXTRA[module])) from None
             raise
         return command
 
