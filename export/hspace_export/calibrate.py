@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import onnxruntime
 from hspace.editor import Editor
+from hspace.engines import privacy
 from hspace.errors import EngineError
 from hspace.files import read_file, write_atomically
 from hspace.image import load_images
+from hspace.onnx_graph import check_graph
 from hspace.onnx_scan import check_onnx
 from hspace.runs import OnStep, Step
 from matplotlib.figure import Figure
@@ -61,8 +62,9 @@ class Lpips:
         self.name, self._path = f"LPIPS, {path.name}", path
         data = read_file(path, EngineError)
         check_onnx(data, str(path))
+        check_graph(data, str(path))
         try:
-            self._session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+            self._session = privacy.onnxruntime().InferenceSession(data, providers=["CPUExecutionProvider"])
         except Exception:  # ONNX Runtime's errors are of many types, and their text is not for our users
             raise EngineError(f"{path}: expected an ONNX graph that ONNX Runtime can load") from None
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from hspace.amend import add_attribute, check_free, set_preset
 from hspace.attributes import DeltaTable, check_names
 from hspace.checks import check_whole
 from hspace.cli import common, outputs, printable
+from hspace.cli.progress import Bar, progress
 from hspace.editor import Editor
 from hspace.errors import ArgumentError
 from hspace.files import write_atomically
@@ -33,7 +33,6 @@ from .labels import read_labels
 
 _FILE = click.Path(path_type=Path)
 _MOST_SEED = 2**32 - 1  # that scikit-learn takes
-bundle_argument = click.argument("bundle", type=_FILE)
 running = common.stack(
     common.engine,
     common.running,
@@ -43,8 +42,8 @@ running = common.stack(
 )
 
 
-@click.command()
-@bundle_argument
+@click.command(cls=common.BundleCommand)
+@common.either
 @click.argument("names", nargs=-1, required=True)
 @click.option("--positive", type=_FILE, help="A folder of images with the attribute.")
 @click.option("--negative", type=_FILE, help="A folder of images without it.")
@@ -155,16 +154,16 @@ def _examples(
 
 
 def _encode_z(editor: Editor, files: Sequence[Path], resize: bool) -> NDArray[np.float32]:
-    with click.progressbar(length=len(files), label="encode", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+    with Bar("encode", len(files)) as bar:
         each = []
         for chunk in fitting.batches(files, editor.batch_size):
             each.append(editor.encode_z(chunk, resize=resize))
-            bar.update(len(chunk))
+            bar.to(bar.done + len(chunk))
     return np.concatenate(each)
 
 
-@click.command()
-@bundle_argument
+@click.command(cls=common.BundleCommand)
+@common.either
 @click.argument("name")
 @click.argument("block")
 @click.argument("images", type=_FILE)
@@ -199,8 +198,8 @@ def average(
     _add(editor, {name: found}, force, as_json, time.perf_counter() - start)
 
 
-@click.command()
-@bundle_argument
+@click.command(cls=common.BundleCommand)
+@common.either
 @click.argument("prefix")
 @click.option("--count", type=int, default=3, show_default=True, help="How many components.")
 @click.option("--samples", type=int, help="How many samples to draw. [default: 64]")
@@ -246,13 +245,13 @@ def pca(
     run = {k: options[k] for k in ("preset", "steps")}
     if images is not None:
         recorder = fitting.record_h(editor, "encode", len(files), run)
-        with common.progress("encode") as on_step:
+        with progress("encode") as on_step:
             recorder.then = on_step
             latent = editor.encode(files, resize=resize, on_step=recorder, **run)
     else:
         recorder = fitting.record_h(editor, "decode", samples, run)
         latent = editor.draw(samples, preset=options["preset"], seed=seed)
-        with common.progress("decode") as on_step:
+        with progress("decode") as on_step:
             recorder.then = on_step
             editor.decode(latent, on_step=recorder, seed=seed, **run)
     components = fitting.principal_components(recorder.table, recorder.timesteps, count, seed=seed)
@@ -267,8 +266,8 @@ def pca(
     _add(editor, dict(zip(names, components, strict=True)), force, as_json, time.perf_counter() - start)
 
 
-@click.command()
-@bundle_argument
+@click.command(cls=common.BundleCommand)
+@common.either
 @click.argument("images", type=_FILE)
 @click.option("-o", "--output", type=_FILE, required=True, help="A folder for curves.json and curves.png.")
 @click.option("--lpips", type=_FILE, help="LPIPS as an ONNX file (hspace export lpips). [default: 1 - SSIM]")
@@ -410,9 +409,9 @@ def _doubt(made: fitting.Fitted) -> str | None:
 @contextmanager
 def _bar(label: str, images: int) -> Iterator[OnStep]:
     """An `on_step` that draws a bar over so many images on a terminal, for a call per batch of them."""
-    with click.progressbar(length=1000 * images, label=label, file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+    with Bar(label, 1000 * images) as bar:
 
         def on_step(step: Step) -> None:
-            bar.update(max(1, 1000 * len(step.x) // step.total))
+            bar.to(bar.done + max(1, 1000 * len(step.x) // step.total))
 
         yield on_step

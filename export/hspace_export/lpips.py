@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from hspace.checks import check_whole
+from hspace.engines import privacy
 from hspace.errors import CheckpointError, OutputError
 from hspace.files import check_output, write_atomically
 from torch import Tensor, nn
@@ -70,9 +71,7 @@ def export_lpips(backbone: Path, output: Path, *, size: int, linear: Path | None
     spec: tuple[str, tuple[int | str, ...]] = ("float32", ("N", 3, size, size))
     part = Part(net, {"a": spec, "b": spec}, {"distance": "float32"})
     data = graph.trace(part, "fp32").SerializeToString(deterministic=True)
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    session = privacy.onnxruntime().InferenceSession(data, providers=["CPUExecutionProvider"])
     error = max(graph.compare("lpips", part, lambda _, x: list(session.run(None, dict(x))), 3, seed=1).values())
     if not error <= 1e-5:
         raise CheckpointError(f"the export differs from PyTorch: relative error {error:.2e}, expected at most 1e-05")

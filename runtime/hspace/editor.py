@@ -12,11 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arguments import (
+    FIRST_DRAWS,
+    MOST_DRAWS,
     Edits,
     Output,
     Run,
     acceptors,
     amounts_of,
+    check_acceptance,
     check_output,
     grid_of,
     one_way,
@@ -393,7 +396,8 @@ class Editor:
 
         The seed draws x_T and the latent DDIM's start; x_T (float32 [count, 3, H, W]) and z_noise (float32 [count, D])
         give them instead. accept: z_direction attribute → the least logit that a drawn z_sem must have to be kept;
-        drawing goes on until there are `count`, or 1000 draws for each wanted one were not enough (ArgumentError).
+        drawing goes on until there are `count`. ArgumentError is raised where 1000 draws for each wanted one were not
+        enough, and where the first 256 show that they will not be: their logits stay far below what is wanted.
         Source: Preechakul et al. 2022, section 4; few-shot conditional sampling, section 5.6.
         """
         check_whole("count", count)
@@ -597,20 +601,23 @@ class Editor:
             raise ArgumentError("accept: z_noise gives as many draws as there are images, so none can be left out")
         assert self._z_statistics is not None  # the manifest's checks say so, where there is a latent DDIM
         mean, std = self._z_statistics
+        least = np.array([x for _, x in directions], np.float32)
         kept: list[Float32] = []
+        logits = np.empty((0, len(directions)), np.float32)  # of every draw so far
         drawn = 0
         while len(kept) < count:
-            if drawn >= 1000 * count:
-                raise ArgumentError(
-                    f"accept: kept {len(kept)} of {drawn} draws, expected {count}; lower logits accept more"
-                )
-            n = count if not directions else min(max(count, self.batch_size), 1000 * count - drawn)
+            check_acceptance(accept or {}, logits, count, len(kept))
+            n = max(self.batch_size, min(count, FIRST_DRAWS)) if directions else count
+            n = min(n, MOST_DRAWS * count - drawn)
             noise = start("z_noise", given, n, mean.shape, seed, Stream.Z_SEM, first=drawn)
             progress.total += self._runner.evaluations(n, program)
             z_sem = self._runner.sample_z(noise, program, progress) * std + mean
-            accepted = [direction.logit(z_sem) >= least for direction, least in directions]
-            kept += list(z_sem[np.all(accepted, axis=0)] if accepted else z_sem)
             drawn += n
+            if not directions:
+                return z_sem
+            new = np.stack([direction.logit(z_sem) for direction, _ in directions], axis=1)
+            kept += list(z_sem[(new >= least).all(axis=1)])
+            logits = np.concatenate([logits, new])
         return np.stack(kept[:count])
 
     def _start_of(self, latent: Latent, plan: Preset) -> Latent:

@@ -52,7 +52,7 @@ def load_images(images: Images, size: int, *, resize: bool = False, name: str = 
     if is_array(images):
         return _from_array(images, name, size, resize)
     if _is_encoded(images):
-        return _from_encoded(images, name.removesuffix("s"), size, resize)
+        return _from_encoded(images, "image" if name == "images" else name, size, resize)
     if not isinstance(images, Iterable) or isinstance(images, (Mapping, Set)):
         raise ArgumentError(f"{name}: found {type(images).__name__}, expected {_EXPECTED}")
     loaded: list[NDArray[np.float32]] = []

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from . import multistep, samplers
 from .attributes import Edit
 from .bundle import Bundle
-from .errors import ArgumentError
+from .errors import ArgumentError, did_you_mean
 from .manifest import Preset
 from .program import Branch, Program
 from .schedule import Timesteps, check_timestep, space_timesteps
@@ -72,7 +72,8 @@ class Planner:
         for n in (encode_steps, decode_steps):
             space_timesteps(base.spacing, n, self._schedule)
         if sampler not in (None, *samplers.SAMPLERS):
-            raise ArgumentError(f"sampler: found {sampler!r}, expected one of {', '.join(samplers.SAMPLERS)}")
+            near = did_you_mean(sampler, samplers.SAMPLERS)
+            raise ArgumentError(f"sampler: found {sampler!r}, expected one of {', '.join(samplers.SAMPLERS)}{near}")
         for name, value in (("t_edit", t_edit), ("t_boost", t_boost)):
             if value is not None:
                 check_timestep(name, value, self._schedule)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -61,17 +62,21 @@ def faces(tmp_path: Path) -> Path:
 
 def test_list(cli: Cli, bundle: Path, null_folder: Path) -> None:
     lines = cli("attribute", "list", bundle).check().out.splitlines()
-    assert lines[0].split() == ["attribute", "kind", "branch", "n_train", "notes"]
+    assert lines[0].split() == ["attribute", "kind", "branch", "n_train", "file", "bytes", "notes"]
+    sizes = {p.stem: str(p.stat().st_size) for p in bundle.glob("*.safetensors")}
     assert [line.split() for line in lines[1:]] == [
-        ["block", "delta_block", "asymmetric", "4", "-"],
-        ["table", "delta_h", "asymmetric", "-", "-"],
-        ["haas", "delta_h", "symmetric", "-", "-"],
-        ["smile", "z_direction", "none", "-", "-"],
-        ["beard", "z_direction", "none", "-", "-"],
+        ["block", "delta_block", "asymmetric", "4", "block.safetensors", sizes["block"], "-"],
+        ["table", "delta_h", "asymmetric", "-", "table.safetensors", sizes["table"], "-"],
+        ["haas", "delta_h", "symmetric", "-", "haas.safetensors", sizes["haas"], "-"],
+        ["smile", "z_direction", "none", "-", "smile.safetensors", sizes["smile"], "-"],
+        ["beard", "z_direction", "none", "-", "beard.safetensors", sizes["beard"], "-"],
     ]
     found = cli("attribute", "list", bundle, "--json").check().json
     assert list(found) == ["block", "table", "haas", "smile", "beard"]
     block = {"kind": "delta_block", "branch": "asymmetric", "n_train": 4, "layout": "ddpm", "channels": 32}
+    file = bundle / "block.safetensors"
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    block |= {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256}
     assert found["block"] == {**block, "notes": ""}
     assert (found["haas"]["timesteps"], found["smile"]["kind"]) == (3, "z_direction")
     for name in found:

@@ -378,7 +378,7 @@ ACCEPTS = {
     "unknown": (["smiel=1"], "accept: the bundle has no attribute 'smiel'; did you mean smile?"),
     "no classifier": (["block=1"], "accept: block is no z_direction, expected one: smile, beard"),
     "twice": (["smile=0", "smile=1"], "--accept: an attribute is named twice"),
-    "never": (["smile=1e30"], "accept: kept 0 of 1000 draws, expected 1; lower logits accept more"),
+    "never": (["smile=1e30"], "accept: smile: 0 of 256 draws come near a logit of 1e+30: the largest is "),
 }
 
 

@@ -26,9 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle import Bundle
-from ..errors import BundleError, EngineError, install
+from ..errors import EngineError, install
 from ..manifest import Component
-from . import answers, cache, cpu
+from . import answers, cache, cpu, privacy
 from .rewrite import (
     WIDE_T,
     Float32,
@@ -41,7 +41,8 @@ from .rewrite import (
     stay_channels_last,
     widen,
 )
-from .signature import check_signature
+from .shortage import lacks, reason, refusal
+from .signature import check_signature, declared
 
 _DTYPES = {"float32": "f32", "float16": "f16", "int32": "i32", "int64": "i64"}
 _LARGEST = 65536  # positions of the state, over a chunk: beyond that a larger batch is no faster, and needs more memory
@@ -52,19 +53,25 @@ _FORM = 3  # of the compiled graphs that are cached: to be raised where `_build`
 def unavailable() -> str | None:
     """Whether openvino is there, loads, and offers this CPU."""
     try:
-        import openvino as ov
+        ov = privacy.openvino()
     except ModuleNotFoundError:
         return f"the package openvino is not installed: {install('openvino')}"
-    except ImportError:
-        return "the package openvino is installed but does not load"
-    return None if "CPU" in ov.Core().available_devices else "OpenVINO offers no CPU device on this machine"
+    except (ImportError, OSError, MemoryError) as e:
+        return reason("openvino", e)
+    core = ov.Core()
+    if "CPU" in core.available_devices:
+        return None
+    try:
+        core.get_property("CPU", "FULL_DEVICE_NAME")
+    except RuntimeError as e:  # its words are not for our users
+        if (missing := lacks(e)) is not None:
+            return f"OpenVINO cannot load its part for the CPU: too little {missing}"
+    return "OpenVINO offers no CPU device on this machine"
 
 
 def precisions(bundle: Bundle) -> tuple[str, ...]:
     """The graphs' own, and bfloat16 where the processor multiplies matrices in it."""
-    import openvino as ov
-
-    able = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    able = privacy.openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     own = bundle.manifest.precision
     return (own, "bf16") if "BF16" in able else (own,)
 
@@ -124,8 +131,7 @@ class OpenVinoEngine:
     batch_pixels = 2**16
 
     def __init__(self, bundle: Bundle, threads: int | None, precision: str) -> None:
-        import openvino as ov
-
+        ov = privacy.openvino()
         self._ov, self._core, self._bundle = ov, ov.Core(), bundle
         self.precision = precision
         self._threads = threads or cpu.usable_cores()
@@ -245,7 +251,8 @@ class OpenVinoEngine:
         device = self._core.get_property("CPU", "FULL_DEVICE_NAME")
         capabilities = sorted(self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
         able = (device, capabilities, cpu.instruction_set(), *(os.environ.get(name) for name in _LIMITS))
-        key = cache.key(_FORM, self._ov.__version__, *able, sorted(config.items()), spec.sha256, n, m)
+        of = (_FORM, self._ov.__version__, *able, sorted(config.items()), spec.sha256, declared(spec), n, m)
+        key = cache.key(*of)
         entry = cache.Entry("openvino", key)
         imported = self._import(entry, config)
         if imported is not None:
@@ -255,7 +262,7 @@ class OpenVinoEngine:
         try:
             model = self._core.read_model(self._bundle.read_component(component))
         except RuntimeError as e:
-            raise BundleError(f"{where}: OpenVINO cannot load this graph") from e
+            raise refusal(where, "OpenVINO cannot load this graph", e) from e
         sides = [
             [(p.any_name, p.element_type.get_type_name(), _dimensions(p)) for p in ports]
             for ports in (model.inputs, model.outputs)
@@ -264,7 +271,7 @@ class OpenVinoEngine:
         try:
             compiled = self._core.compile_model(self._build(model, spec, n, m, bf16), "CPU", config)
         except RuntimeError as e:
-            raise BundleError(f"{where}: OpenVINO cannot compile this graph") from e
+            raise refusal(where, "OpenVINO cannot compile this graph", e) from e
         del model
         answers.remember(key, self._answers(_Compiled(compiled), spec, n, m))
         entry.write(compiled.export_model().getbuffer())
