@@ -16,7 +16,7 @@ from hspace.checks import raise_faults
 from hspace.errors import CheckpointError
 
 from . import architecture
-from .checkpoint import shown
+from .checkpoint import shown, unknown
 from .exporter import Settings, settings_of
 from .models.diffae import EncoderConfig, LatentConfig
 from .models.guided import GuidedConfig
@@ -224,9 +224,8 @@ def read(found: Any, path: Path, part: Part, given: Settings) -> tuple[Settings,
             value = "new" if value else "legacy"
         settings = settings_of({field: value}, f"{path}: hyper_parameters: {key}").over(settings)
     known = {k for t in (FOLLOWED, EXPECTED) for p in t.values() for k in p} | {k for p in SHOWN.values() for k in p}
-    unknown = [shown(k)[1:-1] for k in {**values, **inner} if k not in known | WITHOUT_EFFECT]
-    warnings = [f"{path}: hyper_parameters: {', '.join(unknown)[:500]}: not known, so not followed"] if unknown else []
-    return settings, warnings
+    strange = (k for k in {**values, **inner} if k not in known | WITHOUT_EFFECT)
+    return settings, unknown(f"{path}: hyper_parameters", strange)
 
 
 def check_shown(found: Any, path: Path, configs: tuple[GuidedConfig, EncoderConfig] | LatentConfig, size: int) -> None:

@@ -36,10 +36,10 @@ def test_a_fit_to_noise_is_doubted_and_one_to_a_signal_is_not() -> None:
     labels, noise = np.arange(400) % 2 == 0, rng.standard_normal((400, 8), dtype=np.float32)
     doubted = fit_direction(noise, labels, None)
     assert doubted.chance_auc == pytest.approx(0.5 + 1.645 * np.sqrt(81 / (12 * 40 * 40)))
-    assert fit_cli._doubt(doubted) is not None
+    assert doubted.doubt is not None
     signal = noise + labels[:, None] * np.float32(1.5)
-    assert fit_cli._doubt(fit_direction(signal, labels, None)) is None
-    assert fit_cli._doubt(fit_direction(signal[:8], labels[:8], None)) is None  # none held out, so nothing is known
+    assert fit_direction(signal, labels, None).doubt is None
+    assert fit_direction(signal[:8], labels[:8], None).doubt is None  # none held out, so nothing is known
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_worse_than_chance_is_not_added(
     assert (found["auc"], found["warning"], found["added"]) == (0.42, why, False)
     result = fit(cli, null_folder, faces, "--allow-chance", "--json")
     assert (result.code, result.err) == (0, f"hspace: warning: bright: {why}\n")
-    assert result.json["bright"]["warning"] == why and "added" not in result.json["bright"]
+    assert result.json["bright"]["warning"] == why and result.json["bright"]["added"]
     assert "bright" in Bundle(null_folder).manifest.attributes
 
 
