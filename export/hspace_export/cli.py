@@ -16,7 +16,7 @@ from . import asyrp, diffae, lpips
 from .exporter import Model, Settings, read_config, schedule, settings_of
 from .exporter import export as run_export
 
-_FILE = click.Path(path_type=Path)
+_FILE = common.FILE
 _SETTINGS = ("image_size", "num_heads", "num_head_channels", "schedule", "latent_schedule", "n_train", "licence")
 
 shared = common.stack(

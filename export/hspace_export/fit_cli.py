@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from . import calibrate as indicators
 from . import fit as fitting
 
-_FILE = click.Path(path_type=Path)
+_FILE = common.FILE
 _MOST_SEED = 2**32 - 1  # that scikit-learn takes
 running = common.stack(
     common.engine,
