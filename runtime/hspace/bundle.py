@@ -18,6 +18,7 @@ from .checks import raise_faults
 from .errors import ArgumentError, BundleError, did_you_mean
 from .files import MAX_TEXT_BYTES, check_file, read_file, write_atomically
 from .manifest import MANIFEST, MAX_PATH, Component, File, Manifest, Preset, parse_manifest
+from .onnx_graph import check_graph
 from .onnx_scan import check_onnx
 
 
@@ -85,10 +86,11 @@ class Bundle:
             raise BundleError(f"{path}: altered: found SHA-256 {found}, expected {entry.sha256}")
 
     def read_component(self, name: str) -> bytes:
-        """A component's ONNX graph, checked, and refused where it refers to anything outside its file."""
+        """A component's ONNX graph, checked, and refused where it is not made as exports are."""
         entry = self.component(name)
         data = self.read(entry)
         check_onnx(data, str(self.folder / entry.file))
+        check_graph(data, str(self.folder / entry.file))
         return data
 
     def component(self, name: str) -> Component:

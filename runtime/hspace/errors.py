@@ -69,6 +69,16 @@ class Cancelled(HspaceError):
     exit_code = 130
 
 
+def needs(what: str, package: str | None, extra: str) -> str:
+    """The message where `what` needs a package that is not installed. package: as an ImportError names it."""
+    return f"{what} needs the package {(package or '').partition('.')[0]}, of the extra {extra}: {install(extra)}"
+
+
+def install(extra: str) -> str:
+    """How to have one of hspace's extras. It is installed from a clone or from a wheel, so there is a line for each."""
+    return f"pip install '.[{extra}]' in a clone of hspace, or pip install 'hspace-….whl[{extra}]'"
+
+
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: the nearest of the known ones; empty where none is near."""
     import difflib  # which `import hspace` does without

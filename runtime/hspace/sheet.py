@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from . import labels
 from .errors import ArgumentError, OutputError
 from .files import write_atomically
 from .image import WRITABLE, record_options
 
 ANIMATED = {".gif": "GIF", ".apng": "PNG"}
-_TILE, _MARGIN, _FONT = 128, 8, 13  # pixels: least side of a picture (smaller ones are enlarged), gaps, text
+_TILE, _MARGIN = 128, 8  # pixels: least side of a picture (smaller ones are enlarged), gaps
 _MOST_PIXELS = {"WEBP": 16383, "JPEG": 65500, "PNG": 2**31 - 1, "BMP": 2**15}  # on a side, as the encoders have it
 _MOST_SHEET = 2**28  # pixels in all
 
@@ -24,32 +25,23 @@ class Sheet:
     """A grid of pictures, each `size` pixels square, with a label beside every row and above every column."""
 
     def __init__(self, rows: Sequence[str], columns: Sequence[str], size: int) -> None:
-        from PIL import ImageFont
-
         self._rows, self._columns, self._size = [*rows], [*columns], size
-        self._font = ImageFont.load_default(_FONT)
         self._scale = max(1, -(-_TILE // size))
         self._cell = size * self._scale
-
-    def _text(self, label: str) -> tuple[int, int]:
-        if not label:
-            return 0, 0
-        lines = label.split("\n")
-        return max(int(self._font.getlength(line)) for line in lines) + 1, (_FONT + 4) * len(lines)
 
     @cached_property
     def _lefts(self) -> list[int]:
         """Where each column begins, and the sheet's width."""
-        x = _MARGIN + max(self._text(label)[0] for label in self._rows)
+        x = _MARGIN + max(labels.size_of(label)[0] for label in self._rows)
         x += _MARGIN if any(self._rows) else 0
         found = [x]
         for label in self._columns:
-            found.append(found[-1] + max(self._cell, self._text(label)[0]) + _MARGIN)
+            found.append(found[-1] + max(self._cell, labels.size_of(label)[0]) + _MARGIN)
         return found
 
     @cached_property
     def _top(self) -> int:
-        return _MARGIN + max(self._text(label)[1] for label in self._columns)
+        return _MARGIN + max(labels.size_of(label)[1] for label in self._columns)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -80,11 +72,11 @@ class Sheet:
         sheet = Image.new("RGB", (width, height), "white")
         draw = ImageDraw.Draw(sheet)
         for left, label in zip(self._lefts, self._columns, strict=False):
-            draw.multiline_text((left, _MARGIN // 2), label, fill="black", font=self._font)
+            labels.draw(draw, left, _MARGIN // 2, label)
         for r, label in enumerate(self._rows):
             top = self._top + r * (self._cell + _MARGIN)
-            middle = top + (self._cell - self._text(label)[1]) // 2
-            draw.multiline_text((_MARGIN, middle), label, fill="black", font=self._font)
+            middle = top + (self._cell - labels.size_of(label)[1]) // 2
+            labels.draw(draw, _MARGIN, middle, label)
         for i, pixels in enumerate(pictures):
             row, column = divmod(i, len(self._columns))
             picture = np.repeat(np.repeat(pixels, self._scale, axis=0), self._scale, axis=1)
@@ -98,7 +90,7 @@ class Sheet:
         """
         if len(pictures) != len(self._columns):
             raise ArgumentError(f"pictures: found {len(pictures)}, expected {len(self._columns)}, one for each column")
-        widest = max(self._text(label)[0] for label in self._columns)
+        widest = max(labels.size_of(label)[0] for label in self._columns)
         found = []
         for i, label in enumerate(self._columns):
             one = Sheet([""], [label], self._size)

@@ -173,3 +173,68 @@ def test_record_of_what_is_none(tmp_path: Path) -> None:
     assert read_record(tmp_path / "x.jpg") is None
     with refused(ImageError, "nowhere.png: no such file"):
         read_record(tmp_path / "nowhere.png")
+
+
+# --- plots --------------------------------------------------------------------------------------------
+
+
+def coloured(picture: np.ndarray, colour: str) -> np.ndarray:
+    """Where a picture has just that colour, as matplotlib's #rrggbb: bool [H, W]."""
+    return (picture == [int(colour[i : i + 2], 16) for i in (1, 3, 5)]).all(axis=-1)
+
+
+def test_curves_of_calibrate(tmp_path: Path) -> None:
+    """Each panel's curve passes through its means, and the red line stands at the t that was chosen."""
+    pytest.importorskip("matplotlib", reason="plots need the extra `fit`")
+    from hspace_export.calibrate import Curves, plot
+
+    t, mean = np.array([0, 100, 300, 999]), np.array([0.1, 0.3, 0.2, 0.8])
+    curves = Curves("squared", 2, t, (mean, 0 * mean), (1 - mean, 0 * mean))
+    plot(tmp_path / "c.png", curves, [("t_edit", 0.25, 100), ("t_boost", 1.2, 300)])
+    picture = decoded(tmp_path / "c.png")
+    half = picture.shape[1] // 2
+    for panel, values, chosen in ((picture[:, :half], mean, 100), (picture[:, half:], 1 - mean, 300)):
+        dark = (panel < 40).all(axis=-1)
+        left, right = np.flatnonzero(dark.sum(axis=0) > 0.6 * len(panel))[[0, -1]]  # the frame
+        at = left + (t + 0.05 * 999) / (1.1 * 999) * (right - left)  # with matplotlib's margins
+        red = np.flatnonzero(coloured(panel, "#d62728").sum(axis=0) > 0.4 * len(panel))
+        assert abs(red.mean() - at[list(t).index(chosen)]) <= 1.5
+        blue = coloured(panel, "#1f77b4")
+        legend = np.lib.stride_tricks.sliding_window_view(blue, 12, axis=1).all(axis=-1)  # its line is level
+        blue[legend.any(axis=1)] = False
+        rows = []
+        for x in at.round().astype(int):  # beside the point, where the red line does not hide it
+            near = [np.flatnonzero(blue[:, x + d]) for d in (-3, 3) if left < x + d < right]
+            rows.append(np.mean([r.mean() for r in near if r.size]))
+        slope, offset = np.polyfit(values, rows, 1)
+        assert slope < -50 and np.abs(slope * values + offset - rows).max() <= 8
+
+
+def test_plot_of_bench() -> None:
+    """Bars are as long as the times that they show."""
+    pytest.importorskip("matplotlib", reason="plots need the extra `bench`")
+    from hspace.bench.plot import plot
+
+    times = {"trunk": 4.0, "head": 2.0, "head ×2": 3.0, "update": 0.5, "inject": 1.0}
+    times |= {"step": 6.6, "asymmetric step": 8.4}
+    found = {
+        "engines": {"null": {"milliseconds": {name: {"p50": value} for name, value in times.items()}}},
+        "batches": {"1": {}},
+        "machine": {"processor": "a", "usable_cores": 1, "cores": 2, "versions": {}, "date": "2026-01-01T00:00"},
+        "run": {"bundle": "b", "batches": [1]},
+    }
+    picture = np.asarray(PIL.Image.open(io.BytesIO(plot(found))).convert("RGB"))
+    colours = {"trunk": "#4c72b0", "head": "#dd8452", "inject": "#55a868", "update": "#8c8c8c"}
+
+    def lengths(colour: str) -> list[int]:
+        """Of the bars of a colour, downwards, in pixels: the longest run in a row of each block of rows."""
+        counts = coloured(picture, colour).sum(axis=1)
+        blocks = np.split(counts, np.flatnonzero(np.diff(counts > 0)) + 1)
+        return [int(block.max()) for block in blocks if block[0] > 0 and len(block) > 20]
+
+    steps = {name: lengths(colour) for name, colour in colours.items()}
+    scale = steps["trunk"][0] / 4.0
+    assert steps["trunk"] == pytest.approx([4 * scale] * 2, abs=2)
+    assert steps["head"] == pytest.approx([2 * scale, 3 * scale], abs=4)
+    assert steps["inject"] == pytest.approx([scale], abs=4)
+    assert steps["update"] == pytest.approx([0.5 * scale] * 2, abs=4)

@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from .. import interrupts
-from ..errors import HspaceError, did_you_mean
+from ..errors import HspaceError, did_you_mean, needs
 
 # name → (module, attribute, one line for --help)
 _COMMANDS = {
@@ -58,9 +58,7 @@ class Lazy(click.Group):
             command: click.Command = getattr(importlib.import_module(module), attribute)
         except ImportError as e:
             if module in _EXTRA:
-                raise click.ClickException(
-                    f"{ctx.command_path} {cmd_name} needs the package {e.name}: pip install 'hspace[{_EXTRA[module]}]'"
-                ) from None
+                raise click.ClickException(needs(f"{ctx.command_path} {cmd_name}", e.name, _EXTRA[module])) from None
             raise
         if not isinstance(command, click.Group):
             interrupts.begin()

@@ -12,7 +12,7 @@ import click
 from ..amend import add_attribute, remove_attribute, rename_attribute
 from ..attributes import check_names, parse_attribute, summary
 from ..bundle import Bundle
-from ..errors import ArgumentError, BundleError, CheckpointError
+from ..errors import ArgumentError, BundleError, CheckpointError, needs
 from ..files import read_file
 from ..manifest import Source
 from ..tensors import read_tensors, write_tensors
@@ -121,7 +121,7 @@ def _delta_block(bundle: Bundle, file: Path, n_train: int | None) -> tuple[Any, 
     try:
         asyrp = importlib.import_module("hspace_export.asyrp")
     except ImportError as e:
-        raise CheckpointError(f"{file}: reading it needs the package {e.name}: pip install 'hspace[export]'") from None
+        raise CheckpointError(needs(f"{file}: reading it", e.name, "export")) from None
     data, n, source = asyrp.delta_block_file(file, bundle, n_train)
     return "delta_block", data, n, source
 

@@ -9,7 +9,7 @@ import click
 
 from ..bench import report as reports
 from ..checks import check_whole
-from ..errors import OutputError
+from ..errors import OutputError, needs
 from ..files import write_atomically
 from . import common
 from .outputs import check_outputs
@@ -88,9 +88,7 @@ def bench(
         try:
             from ..bench.plot import plot as draw
         except ImportError as e:
-            raise click.ClickException(
-                f"hspace bench --plot needs the package {e.name}: pip install 'hspace[bench]'"
-            ) from None
+            raise click.ClickException(needs("hspace bench --plot", e.name, "bench")) from None
     names = [name for given in engines for name in given] or ["auto"]
     found = reports.report(bundle, names, batches=batches, repeat=repeat, calls=calls, **options)
     if plot is not None:

@@ -14,6 +14,7 @@ from ..bundle import Bundle
 from ..choice import AUTO, choose
 from ..editor import open as open_bundle
 from ..engines import ENGINES, cache, unavailable
+from ..engines.probe import check_with_onnx
 from ..errors import DeviceError
 from ..plans import Planner
 from ..record import engine_told
@@ -106,6 +107,8 @@ def _describe(bundle: Bundle) -> str:
 def verify(bundle: str, engine: str, device: str, as_json: bool) -> None:
     """Check a bundle: manifest, listing, SHA-256 of every file, graphs and attributes as an engine loads them.
 
+    Where the package onnx is installed, its checker and its shape inference see the graphs as well.
+
     \b
     Examples:
       hspace verify bundles/avatars32
@@ -113,8 +116,11 @@ def verify(bundle: str, engine: str, device: str, as_json: bool) -> None:
     editor = open_bundle(bundle, engine=engine, device=device)  # which reads every file, each checked as it is read
     files = {entry.file: entry.bytes for _, entry in editor.bundle.manifest.files()}
     total = sum(files.values()) / 2**20
+    checked = editor.engine.name == "null" or check_with_onnx(editor.bundle)  # which loads no graph
     lines = [f"ok  {name}  {size} bytes" for name, size in files.items()]
     lines.append(f"{bundle}: {len(files)} files, {total:.1f} MiB, sound; loaded by {common.engine_text(editor.engine)}")
+    if not checked:
+        lines.append("the package onnx is not installed: its own checker has not seen the graphs (hspace[export])")
     common.emit(as_json, {"bundle": bundle, "files": files, **engine_told(editor.engine)}, "\n".join(lines))
 
 
@@ -145,12 +151,13 @@ def doctor(bundle: str | None, as_json: bool) -> None:
     from ..bench import machine
 
     gpu, why_not = _gpu()
+    why_no_cache = cache.why_not()
     versions = dict.fromkeys(_PACKAGES, "") | machine.versions(_PACKAGES)
     found = {
         "engines": {n: {"runs": r is None, "why_not": r} for n, r in reasons.items()},
         "auto": auto,
         "gpu": {"is": gpu, "why_not": why_not},
-        "cache": str(cache.folder()),
+        "cache": None if why_no_cache else str(cache.folder()),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         "packages": versions,
@@ -160,7 +167,8 @@ def doctor(bundle: str | None, as_json: bool) -> None:
     device = why_not if gpu is None else f"device cuda:0: {gpu}"
     text += f"\n\nengine auto: {auto['why']}"
     text += "".join(f"\n  not {n}: {reason}" for n, reason in auto.get("left_out", {}).items())
-    text += f"\n{device}\ncache: {cache.folder()}\n"
+    text += f"\n{device}\n"
+    text += f"cache: not used: {why_no_cache}\n" if why_no_cache else f"cache: {cache.folder()}\n"
     text += f"python {found['python']}, {found['machine']}\n"
     text += ", ".join(f"{p} {v or 'not installed'}" for p, v in versions.items())
     common.emit(as_json, found, text)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..bundle import Bundle
 from ..errors import EngineError
+from . import probe
 
 if TYPE_CHECKING:
     from ..cuda.driver import Device, Stream
@@ -86,6 +87,7 @@ def open_device_engine(name: str, bundle: Bundle, device: Device, stream: Stream
     reason = module.unavailable()
     if reason is not None:
         raise EngineError(f"engine {name}: cannot run here: {reason}")
+    probe.check(name, bundle, None, module.precisions(bundle)[0])
     engine: DeviceEngine = module.open_device_engine(bundle, device, stream)
     return engine
 
@@ -105,12 +107,15 @@ def precisions(name: str, bundle: Bundle) -> tuple[str, ...]:
     return found
 
 
-def open_engine(name: str, bundle: Bundle, threads: int | None = None, precision: str | None = None) -> Engine:
+def open_engine(
+    name: str, bundle: Bundle, threads: int | None = None, precision: str | None = None, trusted: bool = False
+) -> Engine:
     """The engine of that name on the bundle, with every component loaded and verified.
 
     name: a key of `ENGINES`. precision: one of `precisions`, by default the graphs' own. threads: how many the engine
     may use, by default all cores that this process may use. Raises EngineError where the name is unknown, or the engine
-    cannot run or compute that; another one is never substituted. BundleError for graphs that it does not take.
+    cannot run or compute that; another one is never substituted. BundleError for graphs that it does not take. Graphs
+    that this machine has not opened yet are opened in a process of their own first (`probe`), unless `trusted`.
     """
     reason = unavailable(name)
     if reason is not None:
@@ -120,7 +125,10 @@ def open_engine(name: str, bundle: Bundle, threads: int | None = None, precision
         raise EngineError(
             f"precision: found {precision!r}, and engine {name} computes {bundle.folder} in {' or '.join(able)} here"
         )
-    engine: Engine = _module(name).open_engine(bundle, threads, precision or able[0])
+    precision = precision or able[0]
+    if not trusted:
+        probe.check(name, bundle, threads, precision)
+    engine: Engine = _module(name).open_engine(bundle, threads, precision)
     return engine
 
 
