@@ -31,7 +31,7 @@ from . import calibrate as indicators
 from . import fit as fitting
 from .labels import read_labels
 
-_FILE = click.Path(path_type=Path)
+_FILE = common.FILE
 _MOST_SEED = 2**32 - 1  # that scikit-learn takes
 running = common.stack(
     common.engine,
