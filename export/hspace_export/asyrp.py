@@ -62,14 +62,15 @@ def load_model(
         for name, path in attributes.items()
     }
     config = {"layout": layout, "unet": asdict(unet.config)}
+    image_schedule = schedule(settings.schedule or "linear")
     # 40 steps each way, as the published attributes were trained; t_edit and t_boost of the official scripts
     official = contract.Preset(encode_steps=40, decode_steps=40, spacing="asyrp", clip=False, t_edit=500, t_boost=200)
     return Model(
         family="asyrp",
         image_size=settings.image_size,
         parts=unet_parts(_eps_only(unet), settings.image_size, 0),
-        schedules=contract.Schedules(image=schedule(settings.schedule or "linear")),
-        presets={"official": official, **few_steps(official)},
+        schedules=contract.Schedules(image=image_schedule),
+        presets={"official": official, **few_steps("asyrp", official, image_schedule)},
         config=config,
         sources={
             "checkpoint": source(checkpoint),

@@ -124,9 +124,10 @@ def export_asyrp(checkpoint: Path, attributes: tuple[str, ...], preset: str | No
 def export_diffusers(folder: Path, attributes: tuple[str, ...], **options: Any) -> None:
     """An unconditional UNet2DModel of diffusers, with its scheduler: a folder that save_pretrained wrote.
 
-    The bundle has the presets asyrp (the default), official (the scheduler's spacing and clamping, DDIM) and ddpm; the
-    last is left out where the network learned its variance, which is not exported. Attributes are Asyrp's
-    DeltaBlocks of the DDPM layout; one means something on the weights that it was trained on alone.
+    The bundle has the presets asyrp (the paper's), official (the scheduler's spacing and clamping, DDIM), ddpm, fast,
+    balanced, exact and asymmetric (the default); ddpm is left out where the network learned its variance, which is not
+    exported. Attributes are Asyrp's DeltaBlocks of the DDPM layout; one means something on the weights that it was
+    trained on alone.
 
     \b
     Examples:

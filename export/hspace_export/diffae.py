@@ -97,13 +97,14 @@ def load_model(
         )
 
     attributes = {} if classifier is None else _attributes(classifier, class_names, z_channels, statistics)
+    image_schedule = schedule(settings.schedule or "linear")
     latent_schedule = schedule(settings.latent_schedule or "const0.008") if net is not None else None
     return Model(
         family="diffae",
         image_size=size,
         parts=parts,
-        schedules=contract.Schedules(image=schedule(settings.schedule or "linear"), latent=latent_schedule),
-        presets=_presets(net is not None),
+        schedules=contract.Schedules(image=image_schedule, latent=latent_schedule),
+        presets=_presets(net is not None, image_schedule),
         config=config,
         sources=sources,
         z_channels=z_channels,
@@ -222,9 +223,9 @@ def _names(found: Any, path: Path, class_names: Path | None, count: int) -> list
     return names
 
 
-def _presets(sampling: bool) -> dict[str, contract.Preset]:
+def _presets(sampling: bool, schedule: contract.AnySchedule) -> dict[str, contract.Preset]:
     """T of the official notebooks: encode 250, decode 100 (manipulate.ipynb), latent 200 (sample.ipynb)."""
     official = contract.Preset(
         encode_steps=250, decode_steps=100, latent_steps=200 if sampling else None, spacing="diffae", clip=True
     )
-    return {"official": official, **few_steps(official)}
+    return {"official": official, **few_steps("diffae", official, schedule)}

@@ -115,7 +115,7 @@ _SAMPLERS = {"fixed_small": "ddpm", "fixed_small_log": "ddpm", "fixed_large": "d
 def load_model(folder: Path, *, attributes: Mapping[str, Path], settings: Settings) -> Model:
     """The U-Net of a pipeline folder (unet/, scheduler/), or of one that has its files side by side.
 
-    Presets: "asyrp" (first, the default), "official" (diffusers' DDIM) and, where the variance is not learned, "ddpm".
+    Presets: "asyrp", "official" (diffusers' DDIM), where the variance is not learned "ddpm", and `few_steps`.
     """
     config_path, scheduler_path, weights = _files(folder)
     config = _unet_config(config_path)
@@ -140,7 +140,7 @@ def load_model(folder: Path, *, attributes: Mapping[str, Path], settings: Settin
         image_size=size,
         parts=unet_parts(network.eval(), size, 0),
         schedules=contract.Schedules(image=image),
-        presets=_presets(schedule),
+        presets=_presets(schedule, image),
         config={"layout": "diffusers", "prediction_type": schedule.prediction_type, "unet": kept},
         sources={role: source(path) for role, path in roles.items()},
         attributes=blocks,
@@ -321,9 +321,9 @@ def _schedule(path: Path, config: _SchedulerConfig) -> contract.AnySchedule:
     return found
 
 
-def _presets(config: _SchedulerConfig) -> dict[str, contract.Preset]:
+def _presets(config: _SchedulerConfig, schedule: contract.AnySchedule) -> dict[str, contract.Preset]:
     total = config.num_train_timesteps
-    few = min(40, total)
+    few = min(40, len(schedule.build().span))
     # DDIMPipeline's 50 steps
     official = contract.Preset(
         encode_steps=min(50, total),
@@ -347,7 +347,7 @@ def _presets(config: _SchedulerConfig) -> dict[str, contract.Preset]:
         made["ddpm"] = msgspec.structs.replace(
             official, decode_steps=min(1000, total), sampler=_SAMPLERS[config.variance_type]
         )
-    return {**made, **few_steps(made["asyrp"], total)}
+    return {**made, **few_steps("asyrp", made["asyrp"], schedule)}
 
 
 # --- the network --------------------------------------------------------------------------------------

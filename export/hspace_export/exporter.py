@@ -87,14 +87,23 @@ def schedule(text: str) -> contract.AnySchedule:
     raise ArgumentError(f"schedule: found {text!r}, expected linear, cosine or const0.008 (any number)")
 
 
-def few_steps(official: contract.Preset, timesteps: int = 1000) -> dict[str, contract.Preset]:
-    """The presets beside `official` that docs/quality.md is about: fast, balanced and exact."""
+Family = Literal["diffae", "asyrp"]
+# What a new bundle runs where a call does not say: the best for what it costs (docs/decisions/0018)
+DEFAULT_PRESET: dict[Family, str] = {"diffae": "balanced", "asyrp": "asymmetric"}
+
+
+def few_steps(family: Family, official: contract.Preset, schedule: contract.AnySchedule) -> dict[str, contract.Preset]:
+    """The presets beside `official` that docs/quality.md is about: fast, balanced, exact and, for Asyrp's edits,
+    asymmetric. None has more steps than the span of the U-Net's `schedule` has timesteps.
+    """
+    most = len(schedule.build().span)
 
     def run(sampler: str, steps: int) -> contract.Preset:
-        n = min(steps, timesteps)
+        n = min(steps, most)
         return msgspec.structs.replace(official, encode_steps=n, decode_steps=n, sampler=sampler, spacing="logsnr")
 
-    return {"fast": run("dpmpp_2m", 6), "balanced": run("dpmpp_2m", 10), "exact": run("bdia", 20)}
+    made = {"fast": run("dpmpp_2m", 6), "balanced": run("dpmpp_2m", 10), "exact": run("bdia", 20)}
+    return made if family == "diffae" else {**made, "asymmetric": run("dpmpp_2m", 40)}
 
 
 @dataclass
@@ -113,7 +122,7 @@ class AttributeData:
 class Model:
     """What a family's hook makes of its checkpoints."""
 
-    family: Literal["diffae", "asyrp"]
+    family: Family
     image_size: int
     parts: dict[str, Part]
     schedules: contract.Schedules
@@ -242,7 +251,7 @@ def _write(model: Model, folder: Path, precision: Precision, weights: Precision,
         components=components,
         attributes=attributes,
         presets=model.presets,
-        default_preset=next(iter(model.presets)),
+        default_preset=DEFAULT_PRESET[model.family],
         provenance=contract.Provenance(
             exporter=f"hspace {hspace.__version__}, torch {torch.__version__}, onnx opset {graph.OPSET}",
             sources=model.sources,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +45,7 @@ Float32 = NDArray[np.float32]
 
 
 def open(
-    path: str | Path,
+    path: str | os.PathLike[str],
     *,
     engine: str | None = None,
     precision: str | None = None,
@@ -67,24 +69,35 @@ def open(
     for name, value, most in (("threads", threads, 1024), ("batch_size", batch_size, MOST_IMAGES)):
         if value is not None:
             check_whole(name, value, 1, most)
-    if not isinstance(path, (str, Path)):
+    if not isinstance(path, (str, os.PathLike)):
         raise ArgumentError(f"path: found {type(path).__name__}, expected a bundle's folder")
+    path = Path(os.fsdecode(path))
     ordinal = ordinal_of(device)
     if ordinal is None and stream is not None:
         raise ArgumentError("stream: found one, and the device is the CPU")
     from . import choice
 
+    options: dict[str, Any] = {"engine": engine, "precision": precision, "device": device}
+    options |= {"threads": threads, "batch_size": batch_size}
+    reopen = functools.partial(open, os.path.abspath(path), **options) if stream is None else None
     bundle = Bundle(path)
     if ordinal is None:
         chosen = choice.choose(bundle, engine, precision, threads)
-        return Editor(bundle, chosen.engine, batch_size=batch_size, exact=chosen.exact)
+        return Editor(bundle, chosen.engine, batch_size=batch_size, exact=chosen.exact, reopen=reopen)
     from .executors import cuda
 
-    wanted, own = choice.asked_precision(precision), bundle.component("trunk").precision
+    wanted, own = choice.asked_precision(precision), bundle.manifest.precision
     if wanted not in ("auto", own):
         raise ArgumentError(f"precision: found {wanted!r}, and {bundle.folder} runs in {own} on {device}")
     executor = cuda.open_executor(bundle, choice.asked_engine(engine), ordinal, stream)
-    return Editor(bundle, executor.engine, batch_size=batch_size, executor=executor)
+    return Editor(bundle, executor.engine, batch_size=batch_size, executor=executor, reopen=reopen)
+
+
+class _Closed:
+    """What stands for the parts of an editor that is closed."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise ArgumentError("the editor is closed, expected one that is open")
 
 
 class Editor:
@@ -93,10 +106,11 @@ class Editor:
     Calls that return images return uint8 [N, H, W, 3], or with output="float32" the raw float32 [N, 3, H, W] in the
     model's range. On a GPU output="device" leaves that there, as a `cuda.arrays.DeviceArray`, and images may be arrays
     that are there: PyCUDA's, CuPy's, PyTorch's and others', uint8 [N, H, W, 3] or float32 [N, 3, H, W], contiguous.
-    `preset` names one of the bundle's, by default its default; `steps`, `sampler` ("ddim", "ddpm" or "ddpm_large"),
-    `t_edit` and `t_boost` override it. `seed` (0 … 2⁶⁴ − 1) chooses the noise of rows that draw; `noise` gives it
-    instead: float32 [rows that draw, N, 3, H, W]. `on_step` is called with a `Step` after each evaluation; where it
-    returns False the call raises Cancelled. An image's result does not depend on the batch that it was in.
+    `preset` names one of the bundle's, by default its default; `steps`, `sampler` ("ddim", "ddpm", "ddpm_large",
+    "dpmpp_2m", "bdia" or "obelm"), `t_edit` and `t_boost` (timesteps of the schedule) override it. `seed`
+    (0 … 2⁶⁴ − 1) chooses the noise of rows that draw; `noise` gives it instead: float32 [rows that draw, N, 3, H, W].
+    `on_step` is called with a `Step` after each evaluation; where it returns False the call raises Cancelled. An
+    image's result does not depend on the batch that it was in.
     """
 
     def __init__(
@@ -107,9 +121,11 @@ class Editor:
         batch_size: int | None = None,
         executor: Executor | None = None,
         exact: Callable[[], Engine] | None = None,
+        reopen: Callable[[], Editor] | None = None,
     ) -> None:
         """executor: what runs programs; by default the CPU's, on `engine`. exact: gives the engine, in float32, of
-        samplers that invert exactly; by default `engine`, and where that is not float32 they are refused.
+        samplers that invert exactly; by default `engine`, and where that is not float32 they are refused. reopen:
+        opens another editor like this one, which is what pickle keeps; by default it cannot be pickled.
         """
         manifest = bundle.manifest
         self.bundle = bundle
@@ -118,7 +134,7 @@ class Editor:
         self.attributes = {name: read_attribute(bundle, name) for name in manifest.attributes}
         self._planner = Planner(bundle)
         self._runner = Runner(executor or OnHost(engine), self.size, batch_size)
-        self._exact = exact
+        self._exact, self._reopen = exact, reopen
         self._z_statistics: tuple[Float32, Float32] | None = None
         if manifest.z_sem is not None and manifest.z_sem.statistics is not None:
             entry, d = manifest.z_sem.statistics, manifest.z_sem.size
@@ -136,10 +152,14 @@ class Editor:
         sampler: str | None = None,
         t_edit: int | None = None,
         t_boost: int | None = None,
+        latent: Latent | None = None,
     ) -> Program:
-        """The table that a call of that kind runs; see `Planner.program`."""
+        """The table that a call of that kind runs; see `Planner.program`. latent: that a decode is given, since one
+        that an exact sampler made may be gone on from.
+        """
         plan = self._planner.plan(preset, steps, sampler, t_edit, t_boost)
-        return self._planner.program(kind, plan, self._compile(edits, 1, plan)[0], steps)
+        resume = latent is not None and self._start_of(latent, plan).x_prev is not None
+        return self._planner.program(kind, plan, self._compile(edits, 1, plan)[0], steps, resume=resume)
 
     # --- calls ------------------------------------------------------------------------------------------
 
@@ -154,8 +174,10 @@ class Editor:
     ) -> Latent:
         """The codes of images: z_sem from the encoder (DiffAE), x_T by DDIM inversion conditioned on it.
 
-        images: a PIL image, a path, a sequence of either, uint8 [N, H, W, 3] or [H, W, 3], or float32 [N, 3, H, W] in
-        [−1, 1]. resize: centre-crop and resize those of another size. steps: 1 … 1000.
+        images: one image, an iterable of images, or a batch: uint8 [N, H, W, 3], or float32 [N, 3, H, W] in [−1, 1].
+        One image is a path, a PIL image, a file's bytes, an open binary file, uint8 [H, W, 3] or float32 [3, H, W];
+        arrays are NumPy's, or others' that offer DLPack. resize: centre-crop and resize those of another size, except
+        float32. steps: 1 … 1000.
         Source: Preechakul et al. 2022, equation 8; Kwon et al. 2023, section 3; Song et al. 2021, section 4.3.
         """
         x = self._load(images, resize)
@@ -278,18 +300,18 @@ class Editor:
         return found.reshape(len(latent), *shape, *found.shape[1:])
 
     def timeline(
-        self, latent: Latent, frames: int = 8, *, edits: Edits | None = None, **run: Unpack[Run]
+        self, latent: Latent, frames: int | None = None, *, edits: Edits | None = None, **run: Unpack[Run]
     ) -> tuple[NDArray[np.int64], NDArray[Any]]:
-        """What a decode sees of its image along the way: P_t at `frames` of its steps, the first and last among them.
+        """What a decode sees of its image along the way: P_t at `frames` of its steps, the first and last among them;
+        by default at 8, or at all where there are fewer.
 
         Returns the timesteps, int64 [F], and the images, [F, N, …] of what `decode` returns. run: as `decode` takes it.
         Source: Kwon et al. 2023, section 3.4 (figure 4).
         """
         self.check_latent(latent)
         check_output(run.get("output", "uint8"), on_device=False)  # the frames come by on_step, and so on the host
-        plan = self._planner.plan(run.get("preset"), one_way(run.get("steps")), run.get("sampler"))
-        resume = self._start_of(latent, plan).x_prev is not None
-        program = self._planner.decode(plan, Edit(), resume=resume)
+        preset, steps, sampler = run.get("preset"), one_way(run.get("steps")), run.get("sampler")
+        program = self.program("decode", preset=preset, steps=steps, sampler=sampler, latent=latent)
         run["on_step"] = recorder = Timeline(frames, program, run.get("on_step"))
         self.decode(latent, edits, **run)
         p, _ = recorder.frames()
@@ -324,7 +346,7 @@ class Editor:
         Source: Jeong et al. 2024 (InjectFusion), section 3.1.
         """
         self.check_latent(latent)
-        x = self._load(content, resize)
+        x = self._load(content, resize, "content")
         if len(x) not in (1, len(latent)):
             raise ArgumentError(f"content: found {len(x)} images, expected 1, or one for each of {len(latent)} latents")
         amounts = amounts_of(strength, len(latent))
@@ -456,10 +478,41 @@ class Editor:
         self._with_content(edits, Content(np.zeros(1, np.int64), np.zeros(1, np.float32), 1.0), 1)
 
     def close(self) -> None:
-        """Frees what the editor holds on a GPU, the networks included; nothing else may be asked of it then."""
-        close = getattr(self._runner.executor, "close", None)
+        """Frees the networks, and what the editor holds on a GPU. Every call after that, but this, is an ArgumentError.
+
+        `with hspace.open(…) as editor:` closes it at the end. Calls that other threads have under way may fail.
+        """
+        close = getattr(self._runner.executor, "close", None) if not self._is_closed else None
+        self._runner = self._planner = self.engine = cast(Any, _Closed())
+        self._exact = None
         if close is not None:
             close()
+
+    def __enter__(self) -> Editor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        manifest, n = self.bundle.manifest, len(self.attributes)
+        model = f"{manifest.name!r}: {manifest.family}, {self.size}×{self.size}, {n} attribute{'s' * (n != 1)}"
+        if self._is_closed:
+            return f"<hspace.Editor of {model}; closed>"
+        device = getattr(self._runner.executor, "device", None)
+        on = "cpu" if device is None else device.name
+        return f"<hspace.Editor of {model}; {self.engine.name} in {self.engine.precision} on {on}>"
+
+    def __reduce__(self) -> tuple[Callable[[], Editor], tuple[()]]:
+        """Pickled as the bundle's path and `open`'s options: another process opens the bundle, as it is there then."""
+        if self._reopen is None or self._is_closed:
+            why = "it is closed" if self._is_closed else "`hspace.open` did not make it, or it works on a host's stream"
+            raise ArgumentError(f"pickle: this editor cannot be opened elsewhere: {why}")
+        return self._reopen, ()
+
+    @property
+    def _is_closed(self) -> bool:
+        return isinstance(self._runner, _Closed)
 
     @property
     def batch_size(self) -> int:
@@ -478,11 +531,12 @@ class Editor:
     def _shape(self) -> tuple[int, int, int]:
         return 3, self.size, self.size
 
-    def _load(self, images: Images, resize: bool) -> Any:
+    def _load(self, images: Images, resize: bool, name: str = "images") -> Any:
         """Any accepted form of images as float32 [N, 3, H, W]: on the host, or on the GPU where they are there."""
+        executor = self._runner.executor
         if is_foreign(images):
-            images = self._runner.executor.images(images)
-        return images if is_foreign(images) else load_images(images, self.size, resize=resize)
+            images = executor.images(images)
+        return images if is_foreign(images) else load_images(images, self.size, resize=resize, name=name)
 
     def _runner_of(self, plan: Preset) -> Runner:
         """What runs the plan's programs; see `engine_of`."""

@@ -18,7 +18,7 @@ from .checks import raise_faults
 from .errors import ArgumentError, BundleError
 from .files import MAX_FILE_BYTES
 from .samplers import SAMPLERS
-from .schedule import SPACINGS, Schedule, space_timesteps
+from .schedule import SPACINGS, Schedule, check_timestep, space_timesteps
 
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
@@ -199,6 +199,11 @@ class Manifest(Frozen, frozen=True, kw_only=True):
     accuracy: Accuracy | None = None
     provenance: Provenance
     licence: str
+
+    @property
+    def precision(self) -> Literal["fp32", "fp16"]:
+        """Of the graphs' own arithmetic: fp16 where it is any component's."""
+        return "fp16" if any(c.precision == "fp16" for c in self.components.values()) else "fp32"
 
     def files(self) -> Iterator[tuple[str, File]]:
         """Every file that the bundle has beside the manifest, with the key that names it."""
@@ -426,6 +431,12 @@ def _run_faults(m: Manifest) -> Iterator[str]:
                     space_timesteps(spacing, steps, of)
             except ArgumentError as e:
                 yield f"presets.{name}.{key}: {str(e).removeprefix('steps: ')}"
+        if image := built.get("image"):
+            for key, t in (("t_edit", p.t_edit), ("t_boost", p.t_boost)):
+                try:
+                    check_timestep(key, t, image)
+                except ArgumentError as e:
+                    yield f"presets.{name}.{e}"
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from numbers import Integral
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -16,7 +15,7 @@ from .bundle import Bundle
 from .errors import ArgumentError
 from .manifest import Preset
 from .program import Branch, Program
-from .schedule import Timesteps, space_timesteps
+from .schedule import Timesteps, check_timestep, space_timesteps
 
 ProgramKind = Literal["encode", "decode", "edit", "latent"]
 
@@ -75,8 +74,8 @@ class Planner:
         if sampler not in (None, *samplers.SAMPLERS):
             raise ArgumentError(f"sampler: found {sampler!r}, expected one of {', '.join(samplers.SAMPLERS)}")
         for name, value in (("t_edit", t_edit), ("t_boost", t_boost)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 0):
-                raise ArgumentError(f"{name}: found {value!r}, expected a timestep, a whole number of at least 0")
+            if value is not None:
+                check_timestep(name, value, self._schedule)
         own = {"sampler": sampler, "t_edit": t_edit, "t_boost": t_boost}
         changes: dict[str, Any] = {k: v if k == "sampler" else int(v) for k, v in own.items() if v is not None}
         return msgspec.structs.replace(base, encode_steps=int(encode_steps), decode_steps=int(decode_steps), **changes)
@@ -148,9 +147,12 @@ class Planner:
         ts = space_timesteps("diffae", steps, self._latent_schedule)
         return Program.from_rows("latent", samplers.ddim(self._latent_schedule, ts))
 
-    def program(self, kind: ProgramKind, plan: Preset, edit: Edit, latent_steps: int | None = None) -> Program:
+    def program(
+        self, kind: ProgramKind, plan: Preset, edit: Edit, latent_steps: int | None = None, *, resume: bool = False
+    ) -> Program:
         """The program of that kind. "edit" is what an edit runs: where `edit` says nothing, an asymmetric edit of the
         h-space at edit_scale 1 if the bundle is made for those, and a decode (after z_sem was moved) if it is not.
+        resume: as `decode` takes it.
         """
         if kind == "encode":
             return self.encode(plan)
@@ -162,4 +164,4 @@ class Planner:
         in_h = manifest.family == "asyrp" or any(a.branch != "none" for a in manifest.attributes.values())
         if kind == "edit" and edit == Edit() and in_h:
             edit = Edit(branch=Branch.ASYMMETRIC)
-        return self.decode(plan, edit)
+        return self.decode(plan, edit, resume=resume)

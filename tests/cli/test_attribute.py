@@ -9,10 +9,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import hspace
 import numpy as np
 import PIL.Image
 import pytest
 from hspace.bundle import Bundle
+from hspace.sheet import Sheet
 from hspace.tensors import read_tensors, tensor_bytes
 
 from ..conftest import GOLDEN
@@ -385,7 +387,13 @@ def test_pca(source: str, cli: Cli, asyrp_folder: Path, faces: Path, tmp_path: P
     assert {k: v for k, v in sound(asyrp_folder).items() if k in found} == dict.fromkeys(found, "delta_h")
     assert Bundle(asyrp_folder).manifest.attributes["pc_0"].branch == "symmetric"
     sheets = [pixels(tmp_path / "pictures" / f"{name}.png") for name in found]
-    assert sheets[0].shape == sheets[1].shape and not np.array_equal(*sheets)
+    editor = hspace.open(asyrp_folder, engine="null")
+    shown = editor.encode(sorted((faces / "bright").iterdir()), steps=3) if source == "images" else editor.draw(12)
+    for name, sheet in zip(found, sheets, strict=True):  # a row per image, of the first four, a column per strength
+        swept = editor.sweep(shown[:4], {name: [-3, -1.5, 0, 1.5, 3]}, steps=3)
+        columns = [f"{name} {strength} sd" for strength in ("-3.0", "-1.5", "+0.0", "+1.5", "+3.0")]
+        np.testing.assert_array_equal(sheet, Sheet([""] * 4, columns, 8).draw(swept.reshape(-1, 8, 8, 3)))
+    assert not np.array_equal(*sheets)
     before = contents(tmp_path)
     cli(*arguments).error(2, "attribute: the bundle has 'pc_0' already")
     other = [*arguments[:3], "pc2", *arguments[4:]]

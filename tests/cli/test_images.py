@@ -235,7 +235,10 @@ def test_one_bad_picture_among_good(cli: Cli, on: list[object], photos: Path, tm
     result = cli("edit", photos, *on, "--json", "-o", tmp_path / "edited")
     assert result.code == 4 and result.err.startswith("hspace: error: 1 of 3 inputs refused: ")
     assert result.json["failed"] == [
-        {"file": f"{photos / 'b.png'}", "error": f"{photos / 'b.png'}: expected an image ({', '.join(FORMATS)})"}
+        {
+            "file": f"{photos / 'b.png'}",
+            "error": f"{photos / 'b.png'}: expected an image ({', '.join(FORMATS)}), found an empty file",
+        }
     ]
     assert names(tmp_path / "edited") == ["a.png", "c.png"]
 
@@ -332,10 +335,6 @@ def test_interpolate(cli: Cli, on: list[object], photos: Path, tmp_path: Path, n
     cli("interpolate", first, photos / "b.png", *on, "--frames", 3, "-o", tmp_path / "strip.png").check()
     sheet = Sheet([""], ["0.00", "0.50", "1.00"], 8)
     np.testing.assert_array_equal(pixels(tmp_path / "strip.png"), sheet.draw(expected))
-    for name, kind in (("a.gif", "GIF"), ("a.apng", "PNG")):
-        cli("interpolate", first, photos / "b.png", *on, "--frames", 3, "-o", tmp_path / name).check()
-        with PIL.Image.open(tmp_path / name) as animation:
-            assert (animation.format, animation.n_frames) == (kind, 3)
     found = cli("interpolate", first, photos / "b.png", *on, "--frames", 3, "--json", "-o", tmp_path / "f").check().json
     assert [Path(p).name for p in found["outputs"]] == names(tmp_path / "f") == ["0000.png", "0001.png", "0002.png"]
     for name, frame in zip(names(tmp_path / "f"), expected, strict=True):

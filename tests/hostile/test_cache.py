@@ -49,8 +49,9 @@ def test_what_is_written_is_read(folder: Path) -> None:
     assert entry.read() is None and mapped(entry) is None
     entry.write(CONTENT)
     assert entry.read() == mapped(entry) == CONTENT
-    entry.write(memoryview(b"new"))
-    assert entry.read() == mapped(entry) == b"new"
+    for other in (b"new", b""):
+        entry.write(memoryview(other))
+        assert entry.read() == mapped(entry) == other
     assert cache.Entry("kind", cache.key("two")).read() is None
     assert os.listdir(folder / "kind") == [f"{KEY}.bin"]
 
@@ -110,12 +111,12 @@ def put(path: Path, what: str) -> None:
         path.touch()
         os.truncate(path, 2**40)
     else:
-        damaged = {"empty": b"", "short": b"x", "digest alone": hashlib.sha256().digest(), "cut": sound[:-1]}
+        damaged = {"empty": b"", "short": b"x", "cut": sound[:-1]}
         damaged |= {"longer": sound + b"x", "altered": b"y" + sound[1:], "another digest": sound[:-1] + b"x"}
         path.write_bytes(damaged[what])
 
 
-@pytest.mark.parametrize("what", ["link", "pipe", "folder", "device", "huge", "empty", "short", "digest alone"])
+@pytest.mark.parametrize("what", ["link", "pipe", "folder", "device", "huge", "empty", "short")
 def test_an_entry_that_is_no_plain_file(folder: Path, what: str) -> None:
     entry = cache.Entry("kind", KEY)
     entry.write(CONTENT)

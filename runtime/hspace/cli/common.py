@@ -200,11 +200,13 @@ def load_latent(editor: Editor, path: Path) -> Latent:
     return latent
 
 
-def check_run(editor: Editor, edits: dict[str, float], options: dict[str, Any]) -> Program:
+def check_run(
+    editor: Editor, edits: dict[str, float], options: dict[str, Any], latent: Latent | None = None
+) -> Program:
     """Refuses what a decode would refuse, before an encode takes its time; the program that it would run."""
     check_seed(options["seed"])
     names = ("preset", "steps", "sampler", "t_edit", "t_boost")
-    return editor.program("decode", edits=edits, **{n: options[n] for n in names})
+    return editor.program("decode", edits=edits, latent=latent, **{n: options[n] for n in names})
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:

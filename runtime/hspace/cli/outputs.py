@@ -141,7 +141,7 @@ class Series:
                 with folder_of(target):
                     save_image(target, pixels)
         elif self.kind == "animation":
-            save_animation(self.targets[0], [sheet.one(i).draw(pixels) for i, pixels in enumerate(images)])
+            save_animation(self.targets[0], sheet.frames(images))
         else:
             save_image(self.targets[0], sheet.draw(images if also is None else np.concatenate([images, also])))
 

@@ -16,7 +16,8 @@ from ..checks import check_whole
 from ..errors import ArgumentError
 from ..image import SUFFIXES, to_uint8
 from ..latent import Latent
-from ..recorders import Timeline
+from ..program import Program
+from ..recorders import FRAMES, Timeline
 from ..sheet import Sheet, grid
 from . import common, outputs, printable
 
@@ -74,6 +75,10 @@ class _Picture:
     def latent(self, path: Path, options: dict[str, Any]) -> Latent:
         """One of them."""
         return self.latents([path], options)[0]
+
+    def keep(self, count: int) -> None:
+        """Of a folder's files, the first `count`."""
+        del self._series.targets[count:]
 
     def finish(self, images: NDArray[np.uint8], also: NDArray[np.uint8] | None = None) -> None:
         """Writes the images, and on a sheet `also` those, and says so."""
@@ -150,7 +155,8 @@ def interpolate(first: str, second: str, frames: int, **options: Any) -> None:
     sources = [_one_file(first), _one_file(second)]
     check_whole("--frames", frames, 2)
     picture = _Picture(options, frames, sources, animated=True)
-    picture.lay_out(Sheet([""], [f"{w:.2f}" for w in np.linspace(0, 1, frames)], picture.editor.size))
+    digits = max(2, len(str(frames)))  # as many as make labels differ
+    picture.lay_out(Sheet([""], [f"{w:.{digits}f}" for w in np.linspace(0, 1, frames)], picture.editor.size))
     common.check_run(picture.editor, picture.edits, options)
     a, b = picture.latents(sources, options)
     with common.progress("interpolate") as on_step:
@@ -163,13 +169,15 @@ def interpolate(first: str, second: str, frames: int, **options: Any) -> None:
 @common.opening
 @common.running
 @click.option(
-    "--frames", type=int, default=8, show_default=True, help="How many steps to show, the first and last among them."
+    "--frames",
+    type=int,
+    help=f"How many steps to show, the first and last among them. [default: {FRAMES}, or all where there are fewer]",
 )
 @common.editing
 @common.resizing
 @common.writing
 @common.as_json
-def timeline(source: str | None, frames: int, **options: Any) -> None:
+def timeline(source: str | None, frames: int | None, **options: Any) -> None:
     """What a decode sees along the way: P_t, the predicted x_0, and the state x_t.
 
     INPUT is an image or a latent; without it, an image is drawn with --seed. The output is a contact sheet, an
@@ -178,14 +186,24 @@ def timeline(source: str | None, frames: int, **options: Any) -> None:
     \b
     Examples:
       hspace timeline face.png -b bundles/avatars32 -o timeline.png
-      hspace timeline -b bundles/avatars32 --seed 3 --frames 20 -o timeline.gif
+      hspace timeline -b bundles/avatars32 --seed 3 --steps 40 --frames 20 -o timeline.gif
     """
     sources = [] if source is None else [_one_file(source)]
-    check_whole("--frames", frames, 2)
-    picture = _Picture(options, frames, sources, animated=True)
-    recorder = Timeline(frames, common.check_run(picture.editor, picture.edits, options))
-    picture.lay_out(Sheet(["P_t", "x_t"], [f"t = {t}" for t in recorder.timesteps], picture.editor.size))
+    if frames is not None:
+        check_whole("--frames", frames, 2)
+    picture = _Picture(options, frames or FRAMES, sources, animated=True)
+
+    def recorder_of(program: Program) -> Timeline:
+        if frames is not None:
+            check_whole("--frames", frames, 2, max(2, len(program)))
+        found = Timeline(frames, program)
+        picture.lay_out(Sheet(["P_t", "x_t"], [f"t = {t}" for t in found.timesteps], picture.editor.size))
+        return found
+
+    recorder = recorder_of(common.check_run(picture.editor, picture.edits, options))
     latent = picture.latent(sources[0], options) if sources else None
+    if latent is not None:  # which may take one row less
+        recorder = recorder_of(common.check_run(picture.editor, picture.edits, options, latent))
     with common.progress("timeline") as on_step:
         recorder.then = on_step
         if latent is None:
@@ -193,6 +211,7 @@ def timeline(source: str | None, frames: int, **options: Any) -> None:
         else:
             picture.editor.decode(latent, picture.edits, on_step=recorder, **options)
     p, x = recorder.frames()
+    picture.keep(len(p))
     picture.finish(to_uint8(p[:, 0]), also=to_uint8(x[:, 0]))
 
 

@@ -169,7 +169,7 @@ class Entry:
         except OSError:
             return None
         found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode) or not _is_ours(found) or not _DIGEST < found.st_size <= limit():
+        if not stat.S_ISREG(found.st_mode) or not _is_ours(found) or not _DIGEST <= found.st_size <= limit():
             os.close(fd)
             return None
         with contextlib.suppress(OSError, NotImplementedError, TypeError):  # a system may not, or not by number

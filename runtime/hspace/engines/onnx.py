@@ -15,11 +15,12 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..bundle import Bundle
 from ..errors import EngineError
 from ..manifest import Component
-from . import cache, cpu, privacy
+from . import answers, cache, cpu, privacy
 from .shortage import reason, refusal
 from .signature import Port, check_signature, declared
 
@@ -43,7 +44,7 @@ def unavailable() -> str | None:
 
 def precisions(bundle: Bundle) -> tuple[str, ...]:
     """The graphs' own."""
-    return (bundle.component("trunk").precision,)
+    return (bundle.manifest.precision,)
 
 
 def open_engine(bundle: Bundle, threads: int | None, precision: str) -> OnnxEngine:
@@ -61,7 +62,7 @@ class OnnxEngine:
     def __init__(self, bundle: Bundle, threads: int | None) -> None:
         self._ort = privacy.onnxruntime()
         self._components = bundle.manifest.components
-        self.precision = bundle.component("trunk").precision
+        self.precision = bundle.manifest.precision
         threads = threads or cpu.usable_cores()
         self._sessions = {name: self._session(bundle, name, threads) for name in self._components}
 
@@ -90,16 +91,18 @@ class OnnxEngine:
         # Idle workers that spin take the cores from the other sessions' workers and from NumPy's:
         # docs/decisions/0004-no-spinning.md has the figures.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        of = (self._ort.__version__, cpu.processor(), platform.machine(), spec.sha256)
-        entry = cache.Entry("onnxruntime", cache.key(*of, declared(spec)))
+        of = (self._ort.__version__, cpu.instruction_set(), platform.machine(), spec.sha256, declared(spec))
+        key = cache.key(*of)
+        entry = cache.Entry("onnxruntime", key)
         optimised = entry.read()
         if optimised is not None:
             bundle.check(spec)  # what it was made of has to be as it was
             options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-            try:
-                return self._ort.InferenceSession(optimised, options, providers=["CPUExecutionProvider"])
-            except Exception:  # ONNX Runtime's errors share no base class
-                options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+            with contextlib.suppress(Exception):  # ONNX Runtime's errors share no base class
+                session = self._ort.InferenceSession(optimised, options, providers=["CPUExecutionProvider"])
+                if answers.hold(key, lambda: _answers(session, spec)):
+                    return session
+            options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         data = bundle.read_component(component)
         with entry.scratch() as file:
             if file is None:
@@ -111,6 +114,7 @@ class OnnxEngine:
                 options.optimized_model_filepath = ""
                 return self._load(data, options, spec, where)
             with contextlib.suppress(OSError):
+                answers.remember(key, _answers(session, spec))
                 entry.write(file.read_bytes())
             return session
 
@@ -121,6 +125,10 @@ class OnnxEngine:
             raise refusal(where, "ONNX Runtime cannot load this graph", e) from e
         check_signature(spec, _ports(session.get_inputs()), _ports(session.get_outputs()), _DTYPES, where)
         return session
+
+
+def _answers(session: Any, spec: Component) -> NDArray[np.float32]:
+    return answers.summary(session.run([o.name for o in spec.outputs], answers.inputs(spec)))
 
 
 def open_device_engine(bundle: Bundle, device: Device, stream: Stream) -> OnnxCudaEngine:
@@ -162,7 +170,7 @@ class OnnxCudaEngine:
 
     def __init__(self, bundle: Bundle, device: Device, stream: Stream) -> None:
         self._ort, self._device = privacy.onnxruntime(), device
-        self._components = bundle.manifest.components
+        self._components, self._own = bundle.manifest.components, bundle.manifest.precision
         self._numbers = itertools.count(1)  # of graphs; 0 is what a run without a number means
         self._sessions: dict[str, Any] = {}
         self.graphs: dict[str, bool] = {}  # component → whether it is replayed as a graph
@@ -177,7 +185,7 @@ class OnnxCudaEngine:
     @property
     def precision(self) -> str:
         """Of the U-Net's arithmetic. TF32 is off: fp32 means it."""
-        return self._components["trunk"].precision
+        return self._own
 
     def close(self) -> None:
         self._sessions.clear()
