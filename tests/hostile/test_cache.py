@@ -116,7 +116,7 @@ def put(path: Path, what: str) -> None:
         path.write_bytes(damaged[what])
 
 
-@pytest.mark.parametrize("what", ["link", "pipe", "folder", "device", "huge", "empty", "short")
+@pytest.mark.parametrize("what", ["link", "pipe", "folder", "device", "huge", "empty", "short"])
 def test_an_entry_that_is_no_plain_file(folder: Path, what: str) -> None:
     entry = cache.Entry("kind", KEY)
     entry.write(CONTENT)
