@@ -143,7 +143,7 @@ def graph(
         helper.make_node("ReduceMean", ["e", "axes"], [out], keepdims=0),
     ]
     inputs = [helper.make_tensor_value_info(i, kind, [batch, 3, size, size]) for i in (a, b)]
-    axes = helper.make_tensor("axes", onnx.TensorProto.INT64, [3], [1, 2, 3])
+    axes = onnx.numpy_helper.from_array(np.array([1, 2, 3]), "axes")
     made = helper.make_graph(nodes, "g", inputs, [helper.make_tensor_value_info(out, kind, [batch])], [axes])
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     path.write_bytes(model.SerializeToString())
