@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..bundle import Bundle
-from ..errors import BundleError, EngineError
+from ..errors import BundleError, EngineError, install
 from . import cache, cpu
 from .signature import Port, check_signature
 
@@ -115,7 +115,7 @@ def open_device_engine(bundle: Bundle, device: Device, stream: Stream) -> OnnxCu
     if _CUDA not in ort.get_available_providers():
         raise EngineError(
             f"engine onnx: found onnxruntime {ort.__version__} without its CUDA provider, which {device.name} needs: "
-            "install the extra hspace[gpu], as docs/gpu.md says"
+            f"{install('gpu')} (see docs/gpu.md)"
         )
     with contextlib.redirect_stdout(io.StringIO()):  # what it does not find, it prints, and may not need
         getattr(ort, "preload_dlls", bool)()  # since 1.21
