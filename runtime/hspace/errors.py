@@ -57,6 +57,10 @@ class LatentError(HspaceError):
     exit_code = 8
 
 
+class LatentWarning(UserWarning):
+    """A decode cannot give back the images of a latent, which another sampler made."""
+
+
 class ProgramError(HspaceError):
     """A program's file or its rows are malformed."""
 

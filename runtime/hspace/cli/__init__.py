@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import logging
 import os
 import re
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 import click
 
 from .. import interrupts
-from ..errors import HspaceError, did_you_mean, needs
+from ..errors import HspaceError, LatentWarning, did_you_mean, needs
 
 # name → (module, attribute, one line for --help)
 _COMMANDS = {
@@ -96,6 +97,9 @@ def hspace() -> None:
 def main() -> None:
     """Runs the command line: errors are one line on stderr, with an exit code of their own."""
     warnings.filterwarnings("ignore", module="PIL")  # what it warns of, our own errors say
+    warnings.showwarning = _show_warning
+    logging.basicConfig(format="hspace: %(message)s")
+    logging.getLogger("hspace").setLevel(logging.INFO)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal may not know ε
@@ -110,6 +114,12 @@ def main() -> None:
         if message is not None:
             _fail(message, code)
         sys.exit(code)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """Ours are for the user; what libraries warn of is not."""
+    if issubclass(category, LatentWarning):
+        click.echo(f"hspace: warning: {printable(str(message))}", err=True)
 
 
 def _told(error: BaseException) -> tuple[str | None, int]:

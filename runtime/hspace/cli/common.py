@@ -7,7 +7,7 @@ import glob
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -308,18 +308,14 @@ def load_pictures(path: Path, data: bytes, editor: Editor, resize: bool) -> NDAr
 @contextmanager
 def _without_stderr() -> Iterator[None]:
     """Nothing of what C libraries write to stderr arrives there. The whole process's: not for a library."""
-    try:
-        kept = os.dup(2)
-    except OSError:  # closed already
+    with ExitStack() as stack:
+        with suppress(OSError):  # stderr is closed already, or no descriptor is left, which opening the image says
+            kept = os.dup(2)
+            stack.callback(os.close, kept)
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+            stack.callback(os.dup2, kept, 2)
         yield
-        return
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 def load_latent(path: Path, data: bytes, editor: Editor) -> Latent:
