@@ -83,7 +83,7 @@ def key(*of: object) -> str:
 def made(kind: str) -> Path | None:
     """A folder in the cache, made where it is missing; None where the cache cannot be used."""
     top = folder()
-    if top is not None:
+    if top is not None and why_not() is None:
         try:
             _make(top / kind)
         except (OSError, ValueError) as e:  # a ValueError is of a NUL in the name
@@ -144,7 +144,7 @@ class Entry:
                     f.writelines((content, hashlib.sha256(content).digest()))
                 os.replace(temporary, temporary.parent / self._name)
             except OSError as e:
-                _say(f"{temporary.parent}: cannot be written: {e.strerror}")
+                _say(f"{temporary.parent.parent}: cannot be written: {e.strerror}")
                 return
             _trim(temporary.parent.parent, limit())
 
@@ -158,7 +158,7 @@ class Entry:
                 os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
                 path = new
             except OSError as e:
-                _say(f"{where}: cannot be written: {e.strerror}")
+                _say(f"{where.parent}: cannot be written: {e.strerror}")
         try:
             yield path
         finally:  # an interrupt leaves nothing behind either

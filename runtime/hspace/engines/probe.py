@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -32,6 +33,7 @@ from .signature import declared
 _MEMORY, _MEMORY_EACH = 6 * 2**30, 24  # bytes of addresses for any bundle, and for each byte of its graphs
 _SECONDS, _SECONDS_EACH = 90, 3  # of all cores together, likewise, and for each MiB
 _WAIT = 10  # times as long is waited, where other work takes the cores
+_LOG = logging.getLogger("hspace")
 _LIBRARIES = {"onnx": privacy.onnxruntime, "openvino": privacy.openvino}
 
 
@@ -90,6 +92,11 @@ def _run(who: str, bundle: Bundle, asked: dict[str, Any]) -> None:
         code, out = done.returncode, done.stdout
     except subprocess.TimeoutExpired as e:
         code, out = -signal.SIGTERM, e.stdout or b""
+    except (FileNotFoundError, PermissionError) as e:  # a program that holds an interpreter, and is none
+        _LOG.warning(
+            "%s: the graphs are not tried in a process of their own: %s: %s", bundle.folder, command[0], e.strerror
+        )
+        return
     except OSError as e:
         raise EngineError(f"{bundle.folder}: cannot be opened: no process could be started: {e.strerror}") from None
     lines = [json.loads(line) for line in out.split(b"\n")[:-1]]  # the last one may be half a line
