@@ -28,11 +28,14 @@ Float32 = NDArray[np.float32]
 
 
 class Distance(Protocol):
-    """A distance between images. name: what it is, for people. t_edit, t_boost: the thresholds that it goes with."""
+    """A distance between images. name: what it is, for people. t_edit, t_boost: the thresholds that it goes with.
+    most: what it never exceeds.
+    """
 
     name: str
     t_edit: float
     t_boost: float
+    most: float
 
     def __call__(self, a: Float32, b: Float32) -> NDArray[np.float64]:
         """float32 [N, 3, H, W] in [−1, 1], twice → [N]."""
@@ -43,7 +46,7 @@ class Structural:
     """1 − SSIM (Wang et al. 2004; 7×7 windows). Its thresholds are hspace's own, not the paper's."""
 
     name = "structural, 1 - SSIM"
-    t_edit, t_boost = 0.33, 0.75
+    t_edit, t_boost, most = 0.33, 0.75, 2.0
 
     def __call__(self, a: Float32, b: Float32) -> NDArray[np.float64]:
         ssim: Callable[..., float] = structural_similarity
@@ -53,7 +56,7 @@ class Structural:
 class Lpips:
     """LPIPS (Zhang et al. 2018) from an ONNX file with inputs a, b and output distance; see `hspace export lpips`."""
 
-    t_edit, t_boost = 0.33, 1.2  # Kwon et al. 2023
+    t_edit, t_boost, most = 0.33, 1.2, np.inf  # Kwon et al. 2023
 
     def __init__(self, path: Path, size: int) -> None:
         self.name, self._path = f"LPIPS, {path.name}", path

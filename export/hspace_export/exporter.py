@@ -5,6 +5,7 @@ A family is one function that turns checkpoints into a `Model`; everything else 
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -29,23 +30,32 @@ from numpy.typing import NDArray
 from torch import nn
 
 from . import graph
-from .checkpoint import read_json
+from .checkpoint import read_json, shown
 from .graph import Part, Precision
 
 # the largest ‖a − b‖/‖b‖ to PyTorch's float32 network that an export may have
 TOLERANCE: dict[str, float] = {"fp32": 1e-5, "fp16": 1e-2}
 
 
+DiffusionSteps = Annotated[int, Meta(ge=2, le=1_000_000)]  # as a manifest's schedules have it
+_STEPS = 1000  # that the published networks were trained with
+
+
 class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What weights cannot tell. Later sources win: a preset, hyper_parameters, --config, options."""
 
     image_size: Annotated[int, Meta(ge=8, le=4096)] | None = None
-    num_heads: Annotated[int, Meta(ge=1)] | None = None
-    num_head_channels: Annotated[int, Meta(ge=1)] | None = None
-    enc_num_res_blocks: Annotated[int, Meta(ge=1)] | None = None
-    condition_bias: float | None = None
+    num_heads: Annotated[int, Meta(ge=1, le=65536)] | None = None
+    num_head_channels: Annotated[int, Meta(ge=1, le=65536)] | None = None
+    enc_num_res_blocks: Annotated[int, Meta(ge=1, le=1000)] | None = None
+    condition_bias: Annotated[float, Meta(ge=-1e6, le=1e6)] | None = None
+    attention_order: Literal["legacy", "new"] | None = None
     schedule: str | None = None
+    diffusion_steps: DiffusionSteps | None = None
+    rescale_timesteps: bool | None = None
     latent_schedule: str | None = None
+    latent_diffusion_steps: DiffusionSteps | None = None
+    latent_rescale_timesteps: bool | None = None
     n_train: Annotated[int, Meta(ge=1, le=1000)] | None = None
     licence: str | None = None
 
@@ -57,8 +67,17 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 def settings_of(values: Mapping[str, Any], where: str) -> Settings:
     """Settings from plain values, each checked; None says nothing."""
+    said = {k: v for k, v in values.items() if v is not None}
+    for field_ in msgspec.structs.fields(Settings):
+        if field_.name in said:
+            try:
+                msgspec.json.encode(msgspec.convert(said[field_.name], field_.type))  # a text may be none in Unicode
+            except (msgspec.ValidationError, UnicodeEncodeError, OverflowError) as e:
+                wanted = str(e) if isinstance(e, msgspec.ValidationError) else "Expected plain text or a number"
+                found = shown(said[field_.name])
+                raise ArgumentError(f"{where}: {field_.name}: found {found}, e{wanted[1:]}") from None
     try:
-        return msgspec.convert({k: v for k, v in values.items() if v is not None}, Settings)
+        return msgspec.convert(said, Settings)
     except msgspec.ValidationError as e:
         raise ArgumentError(f"{where}: {e}") from None
 
@@ -71,20 +90,29 @@ def read_config(path: Path) -> Settings:
     return settings_of(found, str(path))
 
 
-def schedule(text: str) -> contract.AnySchedule:
-    """A schedule by the official codes' names: linear, cosine, const0.008."""
+def schedule(text: str, timesteps: int = _STEPS, *, scaled: bool = True) -> contract.AnySchedule:
+    """A schedule by the official codes' names: linear, cosine, const0.008.
+
+    scaled: whether the β of linear and const are those for 1000 timesteps times 1000/timesteps, so that the last ᾱ
+    stays about the same. Guided diffusion and DiffAE do that (`get_named_beta_schedule`), DDPM's code does not.
+    """
+    scale = _STEPS / timesteps if scaled else 1.0
+    found: contract.AnySchedule | None = None
     if text == "linear":
-        return contract.LinearSchedule()
-    if text == "cosine":
-        return contract.CosineSchedule()
+        found = contract.LinearSchedule(timesteps=timesteps, beta_start=scale * 1e-4, beta_end=scale * 0.02)
+    elif text == "cosine":
+        found = contract.CosineSchedule(timesteps=timesteps)
+    elif text.startswith("const"):
+        with contextlib.suppress(ValueError):
+            found = contract.ConstSchedule(timesteps=timesteps, beta=scale * float(text.removeprefix("const")))
     try:
-        if text.startswith("const"):
-            found = contract.ConstSchedule(beta=float(text.removeprefix("const")))
+        if found is not None:
             found.build()
             return found
-    except ValueError:  # ArgumentError is one
-        pass
-    raise ArgumentError(f"schedule: found {text!r}, expected linear, cosine or const0.008 (any number)")
+    except ArgumentError as e:
+        if timesteps != _STEPS:
+            raise ArgumentError(f"schedule: {text} over {timesteps} timesteps: {e}") from None
+    raise ArgumentError(f"schedule: found {shown(text)}, expected linear, cosine or const0.008 (any number)")
 
 
 Family = Literal["diffae", "asyrp"]
@@ -133,6 +161,7 @@ class Model:
     z_statistics: dict[str, NDArray[np.float32]] | None = None
     attributes: dict[str, AttributeData] = field(default_factory=dict)
     licence: str = ""
+    warnings: list[str] = field(default_factory=list)  # of what a file says and nobody here knows
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from .checks import raise_faults
-from .errors import ArgumentError, BundleError
+from .errors import ArgumentError, BundleError, did_you_mean
 from .files import MAX_TEXT_BYTES, check_file, read_file, write_atomically
 from .manifest import MANIFEST, MAX_PATH, Component, File, Manifest, Preset, parse_manifest
 from .onnx_graph import check_graph
@@ -103,7 +103,8 @@ class Bundle:
         """The preset of that name, or the default one, with its name."""
         name = self.manifest.default_preset if name is None else name
         if not isinstance(name, str) or name not in self.manifest.presets:
-            raise ArgumentError(f"preset: found {name!r}, expected one of {', '.join(self.manifest.presets)}")
+            near = did_you_mean(name, self.manifest.presets)
+            raise ArgumentError(f"preset: found {name!r}, expected one of {', '.join(self.manifest.presets)}{near}")
         return name, self.manifest.presets[name]
 
     def verify(self) -> Iterator[tuple[str, int]]:

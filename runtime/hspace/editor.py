@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack, cast
@@ -12,11 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arguments import (
+    FIRST_DRAWS,
+    MOST_DRAWS,
     Edits,
     Output,
     Run,
     acceptors,
     amounts_of,
+    check_acceptance,
     check_output,
     grid_of,
     one_way,
@@ -28,7 +32,7 @@ from .bundle import Bundle, h_shape
 from .checks import MOST_IMAGES, check_whole
 from .cuda import is_foreign, ordinal_of
 from .engines import Engine
-from .errors import ArgumentError, LatentError
+from .errors import ArgumentError, LatentError, LatentWarning
 from .executors import Executor
 from .image import Images, load_images, to_uint8
 from .latent import Latent, slerp
@@ -158,7 +162,7 @@ class Editor:
         that an exact sampler made may be gone on from.
         """
         plan = self._planner.plan(preset, steps, sampler, t_edit, t_boost)
-        resume = latent is not None and self._start_of(latent, plan).x_prev is not None
+        resume = latent is not None and self._start_of(latent, plan, quiet=True).x_prev is not None
         return self._planner.program(kind, plan, self._compile(edits, 1, plan)[0], steps, resume=resume)
 
     # --- calls ------------------------------------------------------------------------------------------
@@ -393,7 +397,8 @@ class Editor:
 
         The seed draws x_T and the latent DDIM's start; x_T (float32 [count, 3, H, W]) and z_noise (float32 [count, D])
         give them instead. accept: z_direction attribute → the least logit that a drawn z_sem must have to be kept;
-        drawing goes on until there are `count`, or 1000 draws for each wanted one were not enough (ArgumentError).
+        drawing goes on until there are `count`. ArgumentError is raised where 1000 draws for each wanted one were not
+        enough, and where the first 256 show that they will not be: their logits stay far below what is wanted.
         Source: Preechakul et al. 2022, section 4; few-shot conditional sampling, section 5.6.
         """
         check_whole("count", count)
@@ -405,7 +410,7 @@ class Editor:
         x_T = start("x_T", x_T, count, self._shape, seed, Stream.X_T)
         progress = Progress(on_step, self._runner.evaluations(count, programs[0]))
         z_sem = self._draw_z(count, plan, latent_steps, seed, z_noise, accept, progress)
-        latent = Latent(x_T, z_sem, provenance=self._provenance(plan, preset))
+        latent = Latent(x_T, z_sem, provenance=self._provenance(plan, preset, encoded=False))
         return self._decode(plan, latent, compiled, programs, noise_source, progress, output)
 
     def draw(
@@ -423,7 +428,7 @@ class Editor:
         plan, progress = self._planner.plan(preset), Progress(on_step)
         x_T = start("x_T", None, count, self._shape, check_seed(seed), Stream.X_T)
         z_sem = self._draw_z(count, plan, latent_steps, seed, None, accept, progress)
-        return Latent(x_T, z_sem, provenance=self._provenance(plan, preset))
+        return Latent(x_T, z_sem, provenance=self._provenance(plan, preset, encoded=False))
 
     def vary(self, latent: Latent, count: int, *, edits: Edits | None = None, **run: Unpack[Run]) -> NDArray[Any]:
         """`count` variations of each of the latent's images, in order: z_sem kept, x_T drawn anew.
@@ -436,7 +441,8 @@ class Editor:
         check_whole("count", count)
         z_sem = np.repeat(latent.z_sem, count, axis=0)
         x_T = start("x_T", None, len(z_sem), self._shape, check_seed(run.get("seed", 0)), Stream.X_T)
-        return self.decode(Latent(x_T, z_sem, provenance=latent.provenance), edits, **run)
+        drawn = {k: v for k, v in latent.provenance.items() if k != "encode_steps"}  # of which x_T is no longer
+        return self.decode(Latent(x_T, z_sem, provenance=drawn), edits, **run)
 
     def encode_z(self, images: Images, *, resize: bool = False) -> Float32:
         """z_sem alone, float32 [N, D]: one evaluation of the encoder, and no inversion.
@@ -549,7 +555,8 @@ class Editor:
             )
         return Runner(OnHost(self._exact()), self.size, self.batch_size)
 
-    def _provenance(self, plan: Preset, preset: str | None) -> dict[str, str]:
+    def _provenance(self, plan: Preset, preset: str | None, *, encoded: bool = True) -> dict[str, str]:
+        """What made a latent. encoded: whether an inversion did; else its x_T is drawn."""
         manifest, engine = self.bundle.manifest, self._runner_of(plan).executor.engine
         return {
             "bundle": manifest.name,
@@ -557,7 +564,7 @@ class Editor:
             "preset": self.bundle.preset(preset)[0],
             "sampler": plan.sampler,
             "spacing": plan.spacing,
-            "encode_steps": str(plan.encode_steps),
+            **({"encode_steps": str(plan.encode_steps)} if encoded else {}),
             "engine": engine.name,
             "precision": engine.precision,
         }
@@ -597,27 +604,34 @@ class Editor:
             raise ArgumentError("accept: z_noise gives as many draws as there are images, so none can be left out")
         assert self._z_statistics is not None  # the manifest's checks say so, where there is a latent DDIM
         mean, std = self._z_statistics
+        least = np.array([x for _, x in directions], np.float32)
         kept: list[Float32] = []
+        logits = np.empty((0, len(directions)), np.float32)  # of every draw so far
         drawn = 0
         while len(kept) < count:
-            if drawn >= 1000 * count:
-                raise ArgumentError(
-                    f"accept: kept {len(kept)} of {drawn} draws, expected {count}; lower logits accept more"
-                )
-            n = count if not directions else min(max(count, self.batch_size), 1000 * count - drawn)
+            check_acceptance(accept or {}, logits, count, len(kept))
+            n = max(self.batch_size, min(count, FIRST_DRAWS)) if directions else count
+            n = min(n, MOST_DRAWS * count - drawn)
             noise = start("z_noise", given, n, mean.shape, seed, Stream.Z_SEM, first=drawn)
             progress.total += self._runner.evaluations(n, program)
             z_sem = self._runner.sample_z(noise, program, progress) * std + mean
-            accepted = [direction.logit(z_sem) >= least for direction, least in directions]
-            kept += list(z_sem[np.all(accepted, axis=0)] if accepted else z_sem)
             drawn += n
+            if not directions:
+                return z_sem
+            new = np.stack([direction.logit(z_sem) for direction, _ in directions], axis=1)
+            kept += list(z_sem[(new >= least).all(axis=1)])
+            logits = np.concatenate([logits, new])
         return np.stack(kept[:count])
 
-    def _start_of(self, latent: Latent, plan: Preset) -> Latent:
-        """The latent as a decode starts from it: without x_prev unless it can go on from there."""
-        if latent.x_prev is None or self._planner.resumes(plan, latent.provenance):
-            return latent
-        return Latent(latent.x_T, latent.z_sem, None, latent.provenance)
+    def _start_of(self, latent: Latent, plan: Preset, *, quiet: bool = False) -> Latent:
+        """The latent as a decode starts from it: without x_prev unless it can go on from there. Warns, unless `quiet`,
+        where the decode cannot undo the encode.
+        """
+        resumes = latent.x_prev is not None and self._planner.resumes(plan, latent.provenance)
+        told = self._planner.cannot_undo(plan, latent.provenance, resumes)
+        if told is not None and not quiet:
+            warnings.warn(told, LatentWarning, stacklevel=3)
+        return latent if resumes else Latent(latent.x_T, latent.z_sem, None, latent.provenance)
 
     def _decode_programs(self, plan: Preset, edits: list[Edit], *, resume: bool = False) -> list[Program]:
         """One program per image, the same object where the tables are the same."""

@@ -217,8 +217,8 @@ class Manifest(Frozen, frozen=True, kw_only=True):
 def check_name(what: str, text: str) -> None:
     """Raises ArgumentError for a name that a manifest cannot hold."""
     try:
-        msgspec.convert(text, Name)
-    except msgspec.ValidationError:
+        msgspec.convert(text, Name).encode()  # an argument of a shell may be no Unicode
+    except (msgspec.ValidationError, UnicodeEncodeError):
         raise ArgumentError(
             f"{what}: found {text!r}, expected 1 to 100 printable characters, without / \\ = or ,"
         ) from None

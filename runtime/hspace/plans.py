@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from . import multistep, samplers
 from .attributes import Edit
 from .bundle import Bundle
-from .errors import ArgumentError
+from .errors import ArgumentError, did_you_mean
 from .manifest import Preset
 from .program import Branch, Program
 from .schedule import Timesteps, check_timestep, space_timesteps
@@ -72,7 +72,8 @@ class Planner:
         for n in (encode_steps, decode_steps):
             space_timesteps(base.spacing, n, self._schedule)
         if sampler not in (None, *samplers.SAMPLERS):
-            raise ArgumentError(f"sampler: found {sampler!r}, expected one of {', '.join(samplers.SAMPLERS)}")
+            near = did_you_mean(sampler, samplers.SAMPLERS)
+            raise ArgumentError(f"sampler: found {sampler!r}, expected one of {', '.join(samplers.SAMPLERS)}{near}")
         for name, value in (("t_edit", t_edit), ("t_boost", t_boost)):
             if value is not None:
                 check_timestep(name, value, self._schedule)
@@ -127,6 +128,23 @@ class Planner:
         told = tuple(made.get(key) for key in ("sampler", "spacing", "encode_steps"))
         exact = samplers.SAMPLERS[plan.sampler].exact and plan.decode_steps >= 3
         return exact and told == (plan.sampler, plan.spacing, str(plan.decode_steps))
+
+    def cannot_undo(self, plan: Preset, made: Mapping[str, str], resumes: bool) -> str | None:
+        """Why a decode does not undo the encode that `made` tells of, or None where it comes as near as it can.
+
+        resumes: whether it goes on from the encode's last two states. An inversion that is exact undoes itself alone:
+        its x_T holds the errors of its own steps, which no other decode makes.
+        """
+        if resumes or "encode_steps" not in made:
+            return None
+        encoder = made.get("sampler", "")
+        of = samplers.SAMPLERS.get(encoder)
+        if not samplers.SAMPLERS[plan.sampler].exact and not (of and of.exact):
+            return None
+        told = (f"{made.get(k, '?')[:50]}" for k in ("preset", "sampler", "encode_steps", "spacing"))
+        by = "preset {}, {} over {} timesteps spaced by {}".format(*told)
+        here = f"{plan.sampler} over {plan.decode_steps} timesteps spaced by {plan.spacing}"
+        return f"the latent was encoded by {by}; {here} does not give the image back exactly"
 
     def _edit_scale(self, plan: Preset, ts: Timesteps, n_train: int) -> NDArray[np.float64]:
         """What Δh is scaled by at each timestep, so that strength 1 means the same at every step count.

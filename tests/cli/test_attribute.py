@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -61,17 +62,21 @@ def faces(tmp_path: Path) -> Path:
 
 def test_list(cli: Cli, bundle: Path, null_folder: Path) -> None:
     lines = cli("attribute", "list", bundle).check().out.splitlines()
-    assert lines[0].split() == ["attribute", "kind", "branch", "n_train", "notes"]
+    assert lines[0].split() == ["attribute", "kind", "branch", "n_train", "file", "bytes", "notes"]
+    sizes = {p.stem: str(p.stat().st_size) for p in bundle.glob("*.safetensors")}
     assert [line.split() for line in lines[1:]] == [
-        ["block", "delta_block", "asymmetric", "4", "-"],
-        ["table", "delta_h", "asymmetric", "-", "-"],
-        ["haas", "delta_h", "symmetric", "-", "-"],
-        ["smile", "z_direction", "none", "-", "-"],
-        ["beard", "z_direction", "none", "-", "-"],
+        ["block", "delta_block", "asymmetric", "4", "block.safetensors", sizes["block"], "-"],
+        ["table", "delta_h", "asymmetric", "-", "table.safetensors", sizes["table"], "-"],
+        ["haas", "delta_h", "symmetric", "-", "haas.safetensors", sizes["haas"], "-"],
+        ["smile", "z_direction", "none", "-", "smile.safetensors", sizes["smile"], "-"],
+        ["beard", "z_direction", "none", "-", "beard.safetensors", sizes["beard"], "-"],
     ]
     found = cli("attribute", "list", bundle, "--json").check().json
     assert list(found) == ["block", "table", "haas", "smile", "beard"]
     block = {"kind": "delta_block", "branch": "asymmetric", "n_train": 4, "layout": "ddpm", "channels": 32}
+    file = bundle / "block.safetensors"
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    block |= {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256}
     assert found["block"] == {**block, "notes": ""}
     assert (found["haas"]["timesteps"], found["smile"]["kind"]) == (3, "z_direction")
     for name in found:
@@ -230,8 +235,10 @@ def table(faces: Path, *, yes: str = "1", no: str = "0", unknown: int = 0) -> Pa
 @pytest.mark.parametrize(("yes", "no"), [("1", "0"), (" 1", "-1"), ("True", "false")])
 def test_fit_from_labels(yes: str, no: str, cli: Cli, null_folder: Path, faces: Path) -> None:
     labels = ["--labels", table(faces, yes=yes, no=no, unknown=3), "--images", faces / "all"]
-    found = cli("attribute", "fit", null_folder, "bright", "odd", "odd", *labels, *ENGINE, "--json").check().json
-    assert list(found) == ["bright", "odd"]
+    names = ["bright", "odd", "odd", "--allow-chance"]
+    result = cli("attribute", "fit", null_folder, *names, *labels, *ENGINE, "--json")
+    found = result.json
+    assert result.code == 0 and list(found) == ["bright", "odd"] and result.err.startswith("hspace: warning: odd: AUC ")
     assert found["bright"]["fitted_to"] == "27 images with, 30 without" and found["bright"]["auc"] == 1.0
     assert found["odd"]["fitted_to"] == "29 images with, 28 without" and found["odd"]["auc"] < 1
     assert list(sound(null_folder))[-2:] == ["bright", "odd"]
@@ -335,7 +342,7 @@ def test_without_scikit_learn(command: str) -> None:
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (found.returncode, found.stdout) == (1, "")
     assert found.stderr.startswith(f"hspace: error: hspace {command} needs the package sk")
-    assert found.stderr.endswith("pip install 'hspace[fit]'\n") and found.stderr.count("\n") == 1
+    assert "of the extra fit: pip install '.[fit]' in a clone" in found.stderr and found.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("command", ["list", "fit", "average", "pca", "add", "remove", "rename"])
@@ -454,14 +461,16 @@ def test_calibrate(cli: Cli, asyrp_folder: Path, faces: Path) -> None:
         assert curves[name] == min(reached)
     preset = Bundle(asyrp_folder).manifest.presets["found"]
     assert (preset.t_edit, preset.t_boost) == (curves["t_edit"], curves["t_boost"])
-    assert (preset.encode_steps, preset.spacing) == (5, "asyrp") and found["preset"] == "found"
+    assert (preset.encode_steps, preset.decode_steps, preset.spacing) == (6, 6, "asyrp")  # what was measured
+    assert found["preset"] == "found"
     sound(asyrp_folder)
     before = contents(faces)
     calibrate(cli, asyrp_folder, faces, "--save", "found").error(2, "preset: the bundle has 'found' already (--force")
     calibrate(cli, asyrp_folder, faces).error(7, "curves.json: exists already")
     assert contents(faces) == before
     out = calibrate(cli, asyrp_folder, faces, *thresholds, "--save", "found", "--force").check().out
-    assert out.startswith("structural, 1 - SSIM, 30 images: t_edit ") and out.endswith("saved the preset found\n")
+    assert out.startswith("structural, 1 - SSIM, 30 images: t_edit ")
+    assert out.endswith("saved the preset found, of 6 + 6 steps\n")
 
 
 def test_calibrate_without_a_result(cli: Cli, asyrp_folder: Path, faces: Path) -> None:
@@ -470,7 +479,10 @@ def test_calibrate_without_a_result(cli: Cli, asyrp_folder: Path, faces: Path) -
     before = contents(asyrp_folder)
     out = calibrate(cli, asyrp_folder, faces, "--t-boost-at", 100).check().out
     assert "t_boost not found: the distance stays below 100 (largest " in out
-    result = calibrate(cli, asyrp_folder, faces, "--t-boost-at", 100, "--save", "found", "--force", "--json")
+    calibrate(cli, asyrp_folder, faces, "--t-boost-at", 100, "--save", "found", "--force").error(
+        2, "t_boost: no image is 100 away (structural, 1 - SSIM is at most 2), so there would be nothing to save"
+    )
+    result = calibrate(cli, asyrp_folder, faces, "--t-boost-at", 1.99, "--save", "found", "--force", "--json")
     assert result.code == 2 and result.json["preset"] is None and result.json["t_boost"] is None
     assert result.err.startswith("hspace: error: --save: no preset was saved: t_boost not found")
     assert contents(asyrp_folder) == before and (faces / "out" / "curves.png").exists()

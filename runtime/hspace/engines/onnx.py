@@ -91,8 +91,7 @@ class OnnxEngine:
         # Idle workers that spin take the cores from the other sessions' workers and from NumPy's:
         # docs/decisions/0004-no-spinning.md has the figures.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        of = (self._ort.__version__, cpu.instruction_set(), platform.machine(), spec.sha256, declared(spec))
-        key = cache.key(*of)
+        key = cache.key(self._ort.__version__, cpu.instruction_set(), platform.machine(), spec.sha256, declared(spec))
         entry = cache.Entry("onnxruntime", key)
         optimised = entry.read()
         if optimised is not None:
@@ -113,8 +112,8 @@ class OnnxEngine:
             except EngineError:  # a disk that is full may be all that is wrong
                 options.optimized_model_filepath = ""
                 return self._load(data, options, spec, where)
+            answers.remember(key, _answers(session, spec))
             with contextlib.suppress(OSError):
-                answers.remember(key, _answers(session, spec))
                 entry.write(file.read_bytes())
             return session
 

@@ -71,7 +71,7 @@ class Network:
 class OnFake(Network):
     """The network on the fake driver's memory. fails: exceptions that its next evaluations raise."""
 
-    device = "cuda:0"
+    device, precision, batch_pixels = "cuda:0", "fp32", 2**18
 
     def __init__(self, components: Mapping[str, Component], driver: FakeDriver, stream: Stream) -> None:
         super().__init__(components)
