@@ -11,6 +11,8 @@ from hspace.engines import answers, cache, cpu, unavailable
 
 from ..conftest import BUNDLES, relative_error
 
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
 AVATARS = BUNDLES / "avatars32"
 IMAGE = BUNDLES / "images" / "avatar016.png"
 ENGINES = [name for name in ("onnx", "openvino") if unavailable(name) is None]
