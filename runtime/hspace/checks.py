@@ -10,10 +10,20 @@ MOST_IMAGES = 100_000  # of one call
 _MOST_FAULTS, _MOST_LETTERS = 50, 1200  # that one error lists; of each, which a file's own text may be part of
 
 
+def quoted(value: object, most: int = 100) -> str:
+    """`value` as messages quote what was found: its repr, cut to `most` characters."""
+    try:
+        text = repr(value[:most] if isinstance(value, (str, bytes)) else value)
+    except Exception:  # a whole number of 5000 digits has no repr, and an object may have any
+        return f"a value of type {type(value).__name__}"
+    cut = len(text) > most + 2 or (isinstance(value, (str, bytes)) and len(value) > most)
+    return f"{text[:most]}…" if cut else text
+
+
 def check_whole(name: str, value: object, least: int = 1, most: int = MOST_IMAGES) -> None:
     """Raises ArgumentError for anything but a whole number from `least` to `most`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= most:
-        raise ArgumentError(f"{name}: found {value!r}, expected a whole number from {least} to {most}")
+        raise ArgumentError(f"{name}: found {quoted(value)}, expected a whole number from {least} to {most}")
 
 
 def check_array(name: str, array: object, shape: tuple[int, ...]) -> None:
