@@ -7,7 +7,7 @@ import numpy as np
 from .errors import ArgumentError, HspaceError
 
 MOST_IMAGES = 100_000  # of one call
-_MOST_FAULTS, _MOST_LETTERS = 50, 1200  # that one error lists; of each, which a file's own text may be part of
+_MOST_FAULTS, _MOST_LETTERS, _MOST_TEXT = 50, 1200, 10_000  # of one error: faults, letters of each, letters of all
 
 
 def quoted(value: object, most: int = 100) -> str:
@@ -37,8 +37,12 @@ def check_array(name: str, array: object, shape: tuple[int, ...]) -> None:
 
 def raise_faults(error: type[HspaceError], where: str, faults: list[str]) -> None:
     """One `error` for all of `faults`, if there are any."""
-    shown = [f if len(f) <= _MOST_LETTERS else f"{f[:_MOST_LETTERS]}…" for f in faults[:_MOST_FAULTS]]
-    if len(faults) > _MOST_FAULTS:
-        shown.append(f"and {len(faults) - _MOST_FAULTS} more")
+    shown: list[str] = []
+    for fault in faults[:_MOST_FAULTS]:  # a file's own text may be part of it
+        if sum(map(len, shown)) > _MOST_TEXT:
+            break
+        shown.append(fault if len(fault) <= _MOST_LETTERS else f"{fault[:_MOST_LETTERS]}…")
+    if len(faults) > len(shown):
+        shown.append(f"and {len(faults) - len(shown)} more")
     if shown:
         raise error(f"{where}: " + "; ".join(shown))

@@ -54,10 +54,10 @@ def open_file(path: str | Path, error: type[HspaceError]) -> Iterator[io.Buffere
 
 def read_file(path: str | Path, error: type[HspaceError], most: int = MAX_FILE_BYTES) -> bytes:
     """The contents of a regular file of at most `most` bytes; raises `error` for anything else."""
-    size = check_file(path, error)
-    if size > most:
-        raise error(f"{path}: found {size} bytes, expected at most {most}")
     with open_file(path, error) as f:
+        size = os.fstat(f.fileno()).st_size  # of what was opened: the name may be another file's by now
+        if size > most:
+            raise error(f"{path}: found {size} bytes, expected at most {most}")
         return f.read(size)
 
 

@@ -25,6 +25,7 @@ FORMAT_VERSION, FORMAT_MINOR = 1, 0  # each optional key that is added raises th
 MANIFEST = "bundle.json"
 JOURNAL = ".amend"  # what an amend in progress adds and removes
 MAX_PATH = 200  # characters of a file's path inside the bundle
+MAX_VALUES = 2**19  # of all kinds, by the commas between them
 MAX_CONFIG = 2**18  # characters of the provenance's `config` as JSON
 MAX_ELEMENTS = 2**31  # of an input or output, for one sample
 
@@ -190,7 +191,7 @@ class Manifest(Frozen, frozen=True, kw_only=True):
     schedules: Schedules
     components: dict[Name, Component]
     attributes: Annotated[dict[Name, Attribute], Meta(max_length=1000)] = {}
-    presets: Annotated[dict[Name, Preset], Meta(max_length=100)]
+    presets: Annotated[dict[Name, Preset], Meta(max_length=64)]
     default_preset: Name
     provenance: Provenance
     licence: Annotated[str, Meta(max_length=100_000)]
@@ -225,6 +226,8 @@ def json_schema() -> dict[str, Any]:
 def parse_manifest(data: bytes, where: str) -> Manifest:
     """The manifest in `data`, or one BundleError with all of its faults."""
     faults: list[str] = []
+    if (commas := data.count(b",")) > MAX_VALUES:  # before what may take long
+        raise BundleError(f"{where}: found {commas} commas, expected at most {MAX_VALUES}")
     try:
         text = data.decode()  # in UTF-8, without a byte order mark: json would take more from bytes
         raw = json.loads(
@@ -308,9 +311,12 @@ def _convert(raw: Any, kind: Any, path: str, faults: list[str]) -> Any:
         return None
 
 
+_fields = functools.cache(msgspec.structs.fields)  # which evaluates a struct's annotations each time
+
+
 def _convert_struct(raw: dict[str, Any], kind: type[Frozen], path: str, faults: list[str]) -> Any:
     before = len(faults)
-    fields = {f.encode_name: f for f in msgspec.structs.fields(kind)}
+    fields = {f.encode_name: f for f in _fields(kind)}
     faults += [f"{_join(path, key)}: the key is unknown" for key in raw if key not in fields]
     values = {}
     for key, field in fields.items():

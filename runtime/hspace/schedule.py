@@ -7,6 +7,7 @@ the timesteps, in ascending order, that a run with few steps visits.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class Schedule:
         """T, the number of timesteps that the model was trained with."""
         return int(self.alphas_cumprod.size)
 
-    @property
+    @functools.cached_property
     def log_snr(self) -> NDArray[np.float64]:
         """float64 [T]: log(α/σ), falling; half of the logarithm of the signal-to-noise ratio."""
         return 0.5 * (np.log(self.alphas_cumprod) - np.log1p(-self.alphas_cumprod))
