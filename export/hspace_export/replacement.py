@@ -34,7 +34,7 @@ def staged(output: Path) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         while True:
             folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            stack.callback(_discard, folder)
             try:
                 stack.enter_context(lock_folder(folder, OutputError))
                 break
@@ -80,7 +80,7 @@ def _replace(folder: Path, output: Path) -> None:
         raise
     finally:
         if output.exists():
-            shutil.rmtree(old, ignore_errors=True)
+            _discard(old)
 
 
 def _exchange(a: Path, b: Path) -> bool:
@@ -99,6 +99,15 @@ def _exchange(a: Path, b: Path) -> bool:
     if failed and ctypes.get_errno() not in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return not failed
+
+
+def _discard(folder: Path) -> None:
+    """Removes a folder, also where that is interrupted once; what cannot be removed is left to a later export."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _umask() -> int:
@@ -123,4 +132,4 @@ def sweep(output: Path) -> None:
                 else:
                     gone = folder.with_name(f"{found[1]}.gone")
                     folder.rename(gone)  # whoever has just made it, and was about to lock it, finds it missing
-                    shutil.rmtree(gone, ignore_errors=True)
+                    _discard(gone)

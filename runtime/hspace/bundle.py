@@ -69,17 +69,18 @@ class Bundle:
     def _unlisted_faults(self) -> list[str]:
         """Of the files that are there: which the manifest does not list. A linked folder is not looked into."""
         listed = {entry.file for _, entry in self.manifest.files()}
+        known = listed | _BESIDE
         above = {str(p) for file in listed for p in PurePosixPath(file).parents}
         found, folders = [], [""]
         while folders:
             inside = folders.pop()
             for entry in _entries(self.folder / inside):
                 name = inside + entry.name
-                if entry.name.startswith(".") or name in listed or name in _BESIDE:
+                if entry.name.startswith("."):
                     continue
-                if entry.is_dir(follow_symlinks=False) and len(name) < MAX_PATH:
+                if entry.is_dir(follow_symlinks=False) and len(name) < MAX_PATH:  # a deeper one holds nothing listed
                     folders.append(f"{name}/")
-                elif not (entry.is_symlink() and name in above):  # a deeper folder can hold nothing that is listed
+                elif name not in known and not (entry.is_symlink() and name in above):
                     found.append(name)
         if found:  # the journal is read after the names, which it was written before
             found = sorted(set(found) - set(read_journal(self.folder)))

@@ -38,7 +38,9 @@ assert filelock.lock_descriptor
 CHANGES: dict[str, Callable[[Bundle], object]] = {
     "add": lambda b: add_attribute(b, "frown", direction(seed=3), "z_direction", "none"),
     "replace": lambda b: add_attribute(b, "wave", table(3, 32, 4, 4), "delta_h", "symmetric", replace=True),
-    "replace one of another name": lambda b: add_attribute(b, "smile", direction(), "z_direction", "none", replace=True),
+    "replace one of another name": lambda b: add_attribute(
+        b, "smile", direction(), "z_direction", "none", replace=True
+    ),
     "remove": lambda b: remove_attribute(b, "wave"),
     "remove one of another name": lambda b: remove_attribute(b, "smile"),
     "rename": lambda b: rename_attribute(b, "wave", "tide"),
