@@ -148,6 +148,8 @@ def _write(now: Bundle, manifest: Manifest, file: str | None = None, data: bytes
         write_atomically(now.folder / JOURNAL, msgspec.json.encode(sorted(before ^ after)))
     if file is not None:
         make_folder((now.folder / file).parent)
+        if not _is_inside(now.folder, file):
+            raise OutputError(f"{(now.folder / file).parent}: a link out of the bundle, where nothing is written")
         write_atomically(now.folder / file, data)
     write_atomically(now.folder / MANIFEST, text)
     now.manifest = manifest
@@ -159,13 +161,18 @@ def _settle(folder: Path) -> None:
     for inside in (folder, folder / _ATTRIBUTES):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             names |= {str((inside / n).relative_to(folder)) for n in os.listdir(inside) if _TEMPORARY.fullmatch(n)}
-    root = os.path.realpath(folder)
-    for path in (folder / name for name in sorted(names)):
-        if os.path.commonpath([root, os.path.realpath(path.parent)]) == root:  # else it is not the bundle's
-            _remove(path)
+    for name in sorted(names):
+        if _is_inside(folder, name):  # else it is not the bundle's
+            _remove(folder / name)
     _remove(folder / JOURNAL)
     with contextlib.suppress(OSError):
         (folder / _ATTRIBUTES).rmdir()  # if it is empty
+
+
+def _is_inside(folder: Path, name: str) -> bool:
+    """Whether the folder that `name` is in is the bundle's own, and no link leads out of it."""
+    root, above = os.path.realpath(folder), os.path.realpath((folder / name).parent)
+    return os.path.commonpath([root, above]) == root
 
 
 def _remove(path: Path) -> None:

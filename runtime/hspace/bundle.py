@@ -205,10 +205,12 @@ def file_entry(folder: Path, name: str) -> dict[str, Any]:
 
 def manifest_bytes(folder: Path, manifest: Manifest) -> bytes:
     """The contents of `bundle.json`, checked as a reader would."""
-    raw = msgspec.to_builtins(manifest)
-    if not raw["format_minor"]:
-        del raw["format_minor"]  # so that readers which know of no additions read it
-    data = msgspec.json.format(msgspec.json.encode(raw), indent=1) + b"\n"
+    try:
+        data = msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
+    except UnicodeEncodeError:
+        raise BundleError(
+            f"{folder / MANIFEST}: a text for it has half of a surrogate pair, expected Unicode"
+        ) from None
     parse_manifest(data, str(folder / MANIFEST))
     return data
 

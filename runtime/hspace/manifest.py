@@ -180,10 +180,10 @@ class Provenance(Frozen, frozen=True, kw_only=True):
 
 
 class Manifest(Frozen, frozen=True, kw_only=True):
-    """`bundle.json`. format_minor: of the latest addition to the format that the bundle uses; not written where 0."""
+    """`bundle.json`. format_minor: of the latest addition to the format that the bundle uses, where it uses one."""
 
     format_version: Literal[1]
-    format_minor: Annotated[int, Meta(ge=0, le=1000)] = 0
+    format_minor: Annotated[int, Meta(ge=1, le=1000)] | msgspec.UnsetType = msgspec.UNSET
     name: Name
     family: Literal["diffae", "asyrp"]
     image: Image
@@ -208,8 +208,8 @@ class Manifest(Frozen, frozen=True, kw_only=True):
 def check_name(what: str, text: str) -> None:
     """Raises ArgumentError for a name that a manifest cannot hold."""
     try:
-        msgspec.convert(text, Name)
-    except msgspec.ValidationError:
+        msgspec.convert(text, Name).encode()
+    except (msgspec.ValidationError, UnicodeEncodeError):  # half a surrogate pair: a name that was not UTF-8
         raise ArgumentError(
             f"{what}: found {quoted(text)}, expected 1 to 100 printable characters, without / \\ = or ,"
         ) from None

@@ -584,7 +584,7 @@ def test_format_with_additions(minor: int, says: str, null_folder: Path) -> None
     alter(null_folder, lambda m: m.update(format_minor=minor, accuracy={}))
     with refused(BundleError, "format_minor: ", says):
         Bundle(null_folder)
-    alter(null_folder, lambda m: (m.update(format_minor=0), m.pop("accuracy")))
+    alter(null_folder, lambda m: (m.pop("format_minor"), m.pop("accuracy")))
     assert b"format_minor" not in manifest_bytes(null_folder, Bundle(null_folder).manifest)
 
 

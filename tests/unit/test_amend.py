@@ -328,9 +328,23 @@ def test_links_are_replaced_and_not_followed(null_folder: Path) -> None:
     assert {name for name, _ in Bundle(null_folder).verify()} | {MANIFEST} == contents(null_folder).keys()
 
 
+def test_nothing_is_written_through_a_linked_folder(null_folder: Path) -> None:
+    outside = null_folder.parent / "outside"
+    CHANGES["add"](Bundle(null_folder))
+    (null_folder / "attributes").rename(outside)
+    (null_folder / "attributes").symlink_to(outside)
+    before, bundle = contents(null_folder), Bundle(null_folder)
+    with pytest.raises(OutputError, match="attributes: a link out of the bundle, where nothing is written"):
+        add_attribute(bundle, "wave", table(), "delta_h", "symmetric")
+    assert contents(null_folder) == before and [p.name for p in outside.iterdir()] == ["000.safetensors"]
+    remove_attribute(bundle, "frown")
+    assert "frown" not in Bundle(null_folder).manifest.attributes
+    assert [p.name for p in outside.iterdir()] == ["000.safetensors"]
+
+
 # --- refusals ---------------------------------------------------------------------------------------------
 
-BAD_NAMES = ["", "a/b", "a=b", "a,b", "a\\b", "line\nbreak", "x" * 101, "\x1b[2J"]
+BAD_NAMES = ["", "a/b", "a=b", "a,b", "a\\b", "line\nbreak", "x" * 101, "\x1b[2J", "\udcff"]
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
@@ -343,6 +357,14 @@ def test_names_that_a_manifest_cannot_hold(name: str, null_folder: Path) -> None
     ):
         with pytest.raises(ArgumentError, match=f"{what}: found .*expected 1 to 100 printable"):
             change()
+    assert contents(null_folder) == before
+
+
+def test_a_source_whose_name_is_not_utf_8(null_folder: Path) -> None:
+    before, bundle = contents(null_folder), Bundle(null_folder)
+    source = Source(file="\udcff.pth", sha256="a" * 64)
+    with pytest.raises(BundleError, match="half of a surrogate pair"):
+        add_attribute(bundle, "frown", direction(), "z_direction", "none", source=source)
     assert contents(null_folder) == before
 
 

@@ -1,4 +1,4 @@
-"""A bundle's folder under its name: killed at each step, the name has the old bundle or the new one, or gets it back."""
+"""A bundle under its name: killed at each step, the name has the old one or the new one, or gets it back."""
 
 from __future__ import annotations
 
