@@ -144,12 +144,14 @@ def _write(now: Bundle, manifest: Manifest, file: str | None = None, data: bytes
     """Replaces the manifest, after `file` was written, if there is one; `_settle` removes what it does not list."""
     text = manifest_bytes(now.folder, manifest)
     before, after = ({entry.file for _, entry in m.files()} for m in (now.manifest, manifest))
-    if before != after:
-        write_atomically(now.folder / JOURNAL, msgspec.json.encode(sorted(before ^ after)))
+    changed = sorted(before ^ after)
+    for name in changed:
+        if not _is_own(now.folder, name):
+            raise OutputError(f"{now.folder / name}: is behind a linked folder, where nothing is added or removed")
+    if changed:
+        write_atomically(now.folder / JOURNAL, msgspec.json.encode(changed))
     if file is not None:
         make_folder((now.folder / file).parent)
-        if not _is_inside(now.folder, file):
-            raise OutputError(f"{(now.folder / file).parent}: a link out of the bundle, where nothing is written")
         write_atomically(now.folder / file, data)
     write_atomically(now.folder / MANIFEST, text)
     now.manifest = manifest
@@ -162,17 +164,17 @@ def _settle(folder: Path) -> None:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             names |= {str((inside / n).relative_to(folder)) for n in os.listdir(inside) if _TEMPORARY.fullmatch(n)}
     for name in sorted(names):
-        if _is_inside(folder, name):  # else it is not the bundle's
+        if _is_own(folder, name):
             _remove(folder / name)
     _remove(folder / JOURNAL)
     with contextlib.suppress(OSError):
         (folder / _ATTRIBUTES).rmdir()  # if it is empty
 
 
-def _is_inside(folder: Path, name: str) -> bool:
-    """Whether the folder that `name` is in is the bundle's own, and no link leads out of it."""
-    root, above = os.path.realpath(folder), os.path.realpath((folder / name).parent)
-    return os.path.commonpath([root, above]) == root
+def _is_own(folder: Path, name: str) -> bool:
+    """Whether the bundle itself holds the file of that name, or the link: no folder on the way to it is a link."""
+    above = os.path.dirname(name)
+    return os.path.realpath(folder / above) == os.path.normpath(os.path.join(os.path.realpath(folder), above))
 
 
 def _remove(path: Path) -> None:

@@ -328,18 +328,25 @@ def test_links_are_replaced_and_not_followed(null_folder: Path) -> None:
     assert {name for name, _ in Bundle(null_folder).verify()} | {MANIFEST} == contents(null_folder).keys()
 
 
-def test_nothing_is_written_through_a_linked_folder(null_folder: Path) -> None:
-    outside = null_folder.parent / "outside"
+@pytest.mark.parametrize("place", ["outside", "bundle/..data"])
+def test_nothing_is_changed_behind_a_linked_folder(place: str, null_folder: Path) -> None:
+    """Not even its last file removed, after which the link would stand there unlisted."""
+    real = null_folder.parent / place
     CHANGES["add"](Bundle(null_folder))
-    (null_folder / "attributes").rename(outside)
-    (null_folder / "attributes").symlink_to(outside)
+    (null_folder / "attributes").rename(real)
+    (null_folder / "attributes").symlink_to(real)
     before, bundle = contents(null_folder), Bundle(null_folder)
-    with pytest.raises(OutputError, match="attributes: a link out of the bundle, where nothing is written"):
+    with pytest.raises(OutputError, match=r"001\.safetensors: is behind a linked folder, where nothing is added"):
         add_attribute(bundle, "wave", table(), "delta_h", "symmetric")
-    assert contents(null_folder) == before and [p.name for p in outside.iterdir()] == ["000.safetensors"]
-    remove_attribute(bundle, "frown")
-    assert "frown" not in Bundle(null_folder).manifest.attributes
-    assert [p.name for p in outside.iterdir()] == ["000.safetensors"]
+    for change in (
+        lambda: remove_attribute(bundle, "frown"),
+        lambda: add_attribute(bundle, "frown", direction(), "z_direction", "none", replace=True),
+    ):
+        with pytest.raises(OutputError, match="is behind a linked folder"):
+            change()
+    assert contents(null_folder) == before and [p.name for p in real.iterdir()] == ["000.safetensors"]
+    rename_attribute(bundle, "frown", "scowl")
+    assert "scowl" in hspace.open(null_folder, engine="null").attributes
 
 
 # --- refusals ---------------------------------------------------------------------------------------------
