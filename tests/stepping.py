@@ -1,4 +1,4 @@
-"""Programs that are stopped at each of their steps: every change to the file system, or every line.
+"""Programs that are stopped at each of their steps: every change to the file system, or every line that they run.
 
 A step is stopped before it happens. All of it runs in children, since Python's audit hooks stay for good.
 """
@@ -99,18 +99,18 @@ def stopped(work: Callable[[], object], root: Path, at: int, how: str) -> int:
 
 
 def interrupted_at_line(work: Callable[[], object], modules: set[str], at: int) -> int:
-    """The same, interrupting before line number `at` of those that run in the files `modules`."""
+    """The same, interrupting when a new line of the files `modules` runs for the first time, after `at` others."""
 
     def lines() -> None:
-        count = 0
+        seen: set[tuple[str, int]] = set()
 
         def trace(frame: FrameType, event: str, _: object) -> Any:
-            nonlocal count
-            if frame.f_code.co_filename not in modules:
+            place = frame.f_code.co_filename, frame.f_lineno
+            if place[0] not in modules:
                 return None
-            if event == "line":
-                count += 1
-                if count == at + 1:
+            if event == "line" and place not in seen:
+                seen.add(place)
+                if len(seen) == at + 1:
                     raise KeyboardInterrupt
             return trace
 
