@@ -95,7 +95,7 @@ def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
     temporary = path.parent / f".{path.name[:50]}.{secrets.token_hex(6)}"
     try:
         with open(temporary, "xb") as f:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # there is none, or a file system without permissions
                 os.chmod(temporary, stat.S_IMODE(os.stat(path).st_mode) & 0o777)
             f.writelines(parts)
             f.flush()
