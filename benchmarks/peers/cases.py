@@ -140,7 +140,8 @@ def _set_presets(bundle: Bundle) -> None:
     """Today's presets, where the bundle was exported when they were others."""
     from hspace_export.exporter import few_steps
 
-    for name, preset in few_steps(bundle.manifest.presets["official"]).items():
+    manifest = bundle.manifest
+    for name, preset in few_steps(manifest.family, manifest.presets["official"], manifest.schedules.image).items():
         if bundle.manifest.presets.get(name) != preset:
             amend.set_preset(bundle, name, preset, replace=name in bundle.manifest.presets)
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from hspace.errors import ArgumentError, CheckpointError
 
 from .checkpoint import StateDict
 from .models.ddpm import DdpmConfig
 from .models.diffae import EncoderConfig, LatentConfig
-from .models.guided import GuidedConfig
+from .models.guided import AttentionOrder, GuidedConfig
 
 
 def _count(state: StateDict, pattern: str) -> int:
     """How many of `pattern.format(0)`, `pattern.format(1)`, … begin some tensor's name, up to the first gap."""
-    return next(i for i in itertools.count() if not any(k.startswith(pattern.format(i)) for k in state))
+    begin, end = pattern.split("{}")
+    numbers = {k.removeprefix(begin).partition(end)[0] for k in state if k.startswith(begin)}
+    return next(i for i in itertools.count() if str(i) not in numbers)
 
 
 def _shape(state: StateDict, name: str) -> tuple[int, ...]:
@@ -53,7 +55,25 @@ def check_size(image_size: int, levels: int) -> None:
         )
 
 
-def guided(state: StateDict, *, num_heads: int, num_head_channels: int | None) -> GuidedConfig:
+def differences(config: object, expected: Mapping[str, object]) -> list[str]:
+    """Where the fields of an architecture, as the weights show it, are not what is expected of them."""
+    found = {name: getattr(config, name) for name in expected}
+    return [f"{k} {found[k]}, expected {v}" for k, v in expected.items() if found[k] != v]
+
+
+def attention_levels(image_size: int, resolutions: Iterable[int], levels: int) -> tuple[int, ...]:
+    """The levels whose feature maps have one of these resolutions, of those of images of this size."""
+    return tuple(level for level in range(levels) if image_size >> level in set(resolutions))
+
+
+def guided(
+    state: StateDict,
+    *,
+    num_heads: int,
+    num_head_channels: int | None,
+    attention_order: AttentionOrder = "legacy",
+    time_scale: float = 1.0,
+) -> GuidedConfig:
     """The guided-diffusion U-Net; conditional on z_sem where its time embedding is DiffAE's."""
     conditional = "time_embed.time_embed.0.weight" in state
     embed, channels = _shape(state, f"time_embed.{'time_embed.' if conditional else ''}0.weight")
@@ -84,6 +104,8 @@ def guided(state: StateDict, *, num_heads: int, num_head_channels: int | None) -
         scale_shift_norm=emb == 2 * _shape(state, f"{block}.in_layers.2.weight")[0],
         num_heads=num_heads,
         num_head_channels=num_head_channels,
+        attention_order=attention_order,
+        time_scale=time_scale,
     )
 
 
@@ -103,7 +125,14 @@ def ddpm(state: StateDict) -> DdpmConfig:
     )
 
 
-def encoder(state: StateDict, *, num_res_blocks: int, num_heads: int) -> EncoderConfig:
+def encoder(
+    state: StateDict,
+    *,
+    num_res_blocks: int,
+    num_heads: int,
+    num_head_channels: int | None = None,
+    attention_order: AttentionOrder = "legacy",
+) -> EncoderConfig:
     """DiffAE's semantic encoder. Its names do not tell a down block from another, so num_res_blocks must be known."""
     channels, blocks = _shape(state, "input_blocks.0.0.weight")[0], _count(state, "input_blocks.{}.")
     if blocks % (num_res_blocks + 1):
@@ -120,10 +149,12 @@ def encoder(state: StateDict, *, num_res_blocks: int, num_heads: int) -> Encoder
         attention_levels=tuple(level for level, i in enumerate(first) if f"input_blocks.{i}.1.qkv.weight" in state),
         z_channels=_shape(state, "out.3.weight")[0],
         num_heads=num_heads,
+        num_head_channels=num_head_channels,
+        attention_order=attention_order,
     )
 
 
-def latent(state: StateDict, *, condition_bias: float) -> LatentConfig:
+def latent(state: StateDict, *, condition_bias: float, time_scale: float = 1.0) -> LatentConfig:
     """The latent DDIM's network."""
     hidden, channels = _shape(state, "layers.0.linear.weight")
     count = _count(state, "layers.{}.")
@@ -136,4 +167,5 @@ def latent(state: StateDict, *, condition_bias: float) -> LatentConfig:
         time_channels=_shape(state, "time_embed.0.weight")[1],
         num_time_layers=sum(f"time_embed.{2 * i}.weight" in state for i in range(8)),
         condition_bias=condition_bias,
+        time_scale=time_scale,
     )

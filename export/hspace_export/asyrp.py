@@ -7,32 +7,42 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
 from hspace import manifest as contract
 from hspace.bundle import Bundle, h_shape
+from hspace.checks import raise_faults
 from hspace.errors import ArgumentError, CheckpointError
 from hspace.manifest import Source
 from hspace.tensors import tensor_bytes
 from torch import nn
 
 from . import architecture
-from .checkpoint import StateDict, check_tensors, load, looks_like, source, tensors
+from .checkpoint import StateDict, check_tensors, load, looks_like, put, source, tensors
 from .exporter import AttributeData, Model, Settings, few_steps, schedule
 from .graph import unet_parts
-from .models.ddpm import DdpmUNet
+from .models.ddpm import DdpmConfig, DdpmUNet
 from .models.delta import DdpmDelta, ImprovedDelta
-from .models.guided import GuidedUNet
+from .models.guided import GuidedConfig, GuidedUNet
 
-# the published models that Asyrp's paper edits: layout, and channels per attention head where the layout has heads
-PRESETS: dict[str, tuple[str, int | None]] = {
-    "celebahq256": ("ddpm", None),
-    "church256": ("ddpm", None),
-    "bedroom256": ("ddpm", None),
-    "afhqdog256": ("guided", 64),
-    "ffhq256-p2": ("guided", 64),
-    "celebahq256-p2": ("guided", 64),
-    "metfaces256": ("guided", 64),
-    "imagenet256": ("guided", 64),
+_WIDE = (1.0, 1.0, 2.0, 2.0, 4.0, 4.0)
+_DDPM = {"model_channels": 128, "channel_mult": _WIDE, "num_res_blocks": 2, "attention_levels": (4,)}
+_DDPM |= {"out_channels": 3, "resample_with_conv": True}
+_GUIDED = {"model_channels": 128, "channel_mult": _WIDE, "num_res_blocks": 1, "attention_levels": (4,)}
+_GUIDED |= {"out_channels": 6, "resblock_updown": True, "scale_shift_norm": True, "embed_channels": 512}
+_IMAGENET = {**_GUIDED, "model_channels": 256, "num_res_blocks": 2, "attention_levels": (3, 4, 5)}
+_IMAGENET |= {"embed_channels": 1024}
+# the published models that Asyrp's paper edits, of 256×256 images: layout, and what their weights show
+PRESETS: dict[str, tuple[str, dict[str, object]]] = {
+    "celebahq256": ("ddpm", _DDPM),
+    "church256": ("ddpm", _DDPM),
+    "bedroom256": ("ddpm", _DDPM),
+    "afhqdog256": ("guided", _GUIDED),
+    "ffhq256-p2": ("guided", _GUIDED),
+    "celebahq256-p2": ("guided", _GUIDED),
+    "metfaces256": ("guided", _GUIDED),
+    "imagenet256": ("guided", _IMAGENET),
 }
+_HEAD_CHANNELS = 64  # of every published network of the guided layout
 
 
 def load_model(
@@ -47,30 +57,34 @@ def load_model(
             f"{checkpoint}: looks like {looks_like(found)}, expected a DDPM or guided-diffusion U-Net"
         )
     if preset is not None:
-        expected, head_channels = PRESETS[preset]
-        if layout != expected:
+        if layout != PRESETS[preset][0]:
             raise CheckpointError(
-                f"{checkpoint}: found the {layout} layout, the preset {preset} has the {expected} one"
+                f"{checkpoint}: found the {layout} layout, the preset {preset} has the {PRESETS[preset][0]} one"
             )
-        settings = settings.over(Settings(image_size=256, num_head_channels=head_channels))
+        heads = _HEAD_CHANNELS if layout == "guided" and settings.num_heads is None else None
+        settings = settings.over(Settings(image_size=256, num_head_channels=heads))
     if settings.image_size is None:
         raise ArgumentError(f"{checkpoint}: the weights cannot tell the image size; give --preset or --image-size")
-    unet = _network(checkpoint, state, layout, settings)
+    steps = settings.diffusion_steps or 1000
+    image = schedule(settings.schedule or "linear", steps, scaled=layout == "guided")
+    config = _config(checkpoint, state, layout, settings)
+    if preset is not None:
+        faults = architecture.differences(config, PRESETS[preset][1])
+        raise_faults(CheckpointError, f"{checkpoint}: not the network of the preset {preset}", faults)
+    unet = _network(checkpoint, state, config)
     channels, embed = int(unet.config.channel_mult[-1] * unet.config.model_channels), unet.config.embed_channels
     blocks = {
         name: delta_block(path, channels=channels, embed=embed, layout=layout, n_train=settings.n_train)
         for name, path in attributes.items()
     }
-    config = {"layout": layout, "unet": asdict(unet.config)}
-    # 40 steps each way, as the published attributes were trained; t_edit and t_boost of the official scripts
-    official = contract.Preset(encode_steps=40, decode_steps=40, spacing="asyrp", clip=False, t_edit=500, t_boost=200)
+    official = _official(steps)
     return Model(
         family="asyrp",
         image_size=settings.image_size,
         parts=unet_parts(_eps_only(unet), settings.image_size, 0),
-        schedules=contract.Schedules(image=schedule(settings.schedule or "linear")),
-        presets={"official": official, **few_steps(official)},
-        config=config,
+        schedules=contract.Schedules(image=image),
+        presets={"official": official, **few_steps("asyrp", official, image)},
+        config={"layout": layout, "unet": asdict(unet.config)},
         sources={
             "checkpoint": source(checkpoint),
             **{f"attribute {name}": source(path) for name, path in attributes.items()},
@@ -80,33 +94,61 @@ def load_model(
     )
 
 
-def _network(checkpoint: Path, state: StateDict, layout: str, settings: Settings) -> DdpmUNet | GuidedUNet:
-    unet: DdpmUNet | GuidedUNet
+def _official(timesteps: int) -> contract.Preset:
+    """40 steps each way, as the published attributes were trained; t_edit and t_boost of the official scripts, which
+    have 1000 timesteps.
+    """
+    steps = min(40, timesteps)
+    return contract.Preset(
+        encode_steps=steps,
+        decode_steps=steps,
+        spacing="asyrp",
+        clip=False,
+        t_edit=round(0.5 * timesteps),
+        t_boost=round(0.2 * timesteps),
+    )
+
+
+def _config(checkpoint: Path, state: StateDict, layout: str, settings: Settings) -> DdpmConfig | GuidedConfig:
+    """The architecture, of what the weights show and the settings say."""
+    config: DdpmConfig | GuidedConfig
     try:
         if layout == "ddpm":
-            unet = DdpmUNet(architecture.ddpm(state))
+            if settings.attention_order == "new" or settings.rescale_timesteps:
+                raise ArgumentError(
+                    "attention_order and rescale_timesteps: of guided-diffusion networks, and this has the ddpm layout"
+                )
+            config = architecture.ddpm(state)
         else:
             if settings.num_head_channels is None and settings.num_heads is None:
                 raise ArgumentError("the weights cannot tell the attention heads; give --preset or --num-head-channels")
             if "label_emb.weight" in state:
                 raise CheckpointError("label_emb.weight: a class-conditional network, expected an unconditional one")
             config = architecture.guided(
-                state, num_heads=settings.num_heads or 1, num_head_channels=settings.num_head_channels
+                state,
+                num_heads=settings.num_heads or 1,
+                num_head_channels=settings.num_head_channels,
+                attention_order=settings.attention_order or "legacy",
+                time_scale=1000 / (settings.diffusion_steps or 1000) if settings.rescale_timesteps else 1.0,
             )
             attends = [config.channel_mult[i] for i in {*config.attention_levels, len(config.channel_mult) - 1}]
             widths = [m * config.model_channels for m in attends]
             architecture.check_heads(widths, config.num_heads, config.num_head_channels)
-            unet = GuidedUNet(config)
+        if config.out_channels not in (3, 6):
+            raise CheckpointError(f"found {config.out_channels} output channels, expected 3, or 6 with sigma")
     except (CheckpointError, ArgumentError) as e:
         raise type(e)(f"{checkpoint}: {e}") from None
+    architecture.check_size(settings.image_size or 0, len(config.channel_mult))
+    return config
+
+
+def _network(checkpoint: Path, state: StateDict, config: DdpmConfig | GuidedConfig) -> DdpmUNet | GuidedUNet:
+    with torch.device("meta"):  # what the file asks for takes memory once it is seen to have it
+        unet = DdpmUNet(config) if isinstance(config, DdpmConfig) else GuidedUNet(config)
+    layout = "ddpm" if isinstance(config, DdpmConfig) else "guided"
     check_tensors(checkpoint, unet.state_dict(), state, f"a U-Net of the {layout} layout")
-    architecture.check_size(settings.image_size or 0, len(unet.config.channel_mult))
-    unet.load_state_dict(state)
-    if unet.config.out_channels not in (3, 6):
-        raise CheckpointError(
-            f"{checkpoint}: found {unet.config.out_channels} output channels, expected 3, or 6 with sigma"
-        )
-    return unet.eval()
+    put(unet, state)
+    return unet
 
 
 def _eps_only(unet: DdpmUNet | GuidedUNet) -> nn.Module:
@@ -145,6 +187,9 @@ def delta_block(path: Path, *, channels: int, embed: int, layout: str, n_train: 
     trained = re.search(r"_ngen(\d+)", path.name)
     if n_train is None and trained is None:
         raise ArgumentError(f"{path}: its name does not tell the steps it was trained at (ngen…); give --n-train")
+    steps = n_train if n_train is not None else int(trained[1]) if trained else 0
+    if not 1 <= steps <= 1000:
+        raise CheckpointError(f"{path}: its name tells of {steps} steps, expected 1 to 1000; give --n-train")
     block = kind(channels, embed)
     check_tensors(path, block.state_dict(), state, f"an attribute for a U-Net of {channels} channels")
     block.load_state_dict(state)
@@ -153,7 +198,6 @@ def delta_block(path: Path, *, channels: int, embed: int, layout: str, n_train: 
         weight = state[f"{theirs}.weight"].numpy()
         arrays[f"{ours}.weight"] = weight.reshape(weight.shape[:2])  # 1×1 convolutions as matrices
         arrays[f"{ours}.bias"] = state[f"{theirs}.bias"].numpy()
-    steps = n_train if n_train is not None else int(trained[1]) if trained else 0
     return AttributeData("delta_block", "asymmetric", arrays, {"eps": str(kind.eps)}, steps, block.eval())
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import onnxruntime
 from hspace.editor import Editor
+from hspace.engines import privacy
 from hspace.errors import EngineError
 from hspace.files import read_file, write_atomically
 from hspace.image import load_images
+from hspace.onnx_graph import check_graph
 from hspace.onnx_scan import check_onnx
 from hspace.runs import OnStep, Step
 from matplotlib.figure import Figure
@@ -27,11 +28,14 @@ Float32 = NDArray[np.float32]
 
 
 class Distance(Protocol):
-    """A distance between images. name: what it is, for people. t_edit, t_boost: the thresholds that it goes with."""
+    """A distance between images. name: what it is, for people. t_edit, t_boost: the thresholds that it goes with.
+    most: what it never exceeds.
+    """
 
     name: str
     t_edit: float
     t_boost: float
+    most: float
 
     def __call__(self, a: Float32, b: Float32) -> NDArray[np.float64]:
         """float32 [N, 3, H, W] in [−1, 1], twice → [N]."""
@@ -42,7 +46,7 @@ class Structural:
     """1 − SSIM (Wang et al. 2004; 7×7 windows). Its thresholds are hspace's own, not the paper's."""
 
     name = "structural, 1 - SSIM"
-    t_edit, t_boost = 0.33, 0.75
+    t_edit, t_boost, most = 0.33, 0.75, 2.0
 
     def __call__(self, a: Float32, b: Float32) -> NDArray[np.float64]:
         ssim: Callable[..., float] = structural_similarity
@@ -52,14 +56,15 @@ class Structural:
 class Lpips:
     """LPIPS (Zhang et al. 2018) from an ONNX file with inputs a, b and output distance; see `hspace export lpips`."""
 
-    t_edit, t_boost = 0.33, 1.2  # Kwon et al. 2023
+    t_edit, t_boost, most = 0.33, 1.2, np.inf  # Kwon et al. 2023
 
     def __init__(self, path: Path, size: int) -> None:
         self.name, self._path = f"LPIPS, {path.name}", path
         data = read_file(path, EngineError)
         check_onnx(data, str(path))
+        check_graph(data, str(path))
         try:
-            self._session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+            self._session = privacy.onnxruntime().InferenceSession(data, providers=["CPUExecutionProvider"])
         except Exception:  # ONNX Runtime's errors are of many types, and their text is not for our users
             raise EngineError(f"{path}: expected an ONNX graph that ONNX Runtime can load") from None
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from hspace.cli import common
+from hspace.cli import common, printable
+from hspace.errors import needs
 from hspace.manifest import check_name
 
 from . import asyrp, diffae, lpips
@@ -17,7 +18,7 @@ from .exporter import Model, Settings, read_config, schedule, settings_of
 from .exporter import export as run_export
 
 _FILE = click.Path(path_type=Path)
-_SETTINGS = ("image_size", "num_heads", "num_head_channels", "schedule", "latent_schedule", "n_train", "licence")
+_SETTINGS = tuple(Settings.__struct_fields__)
 
 shared = common.stack(
     click.option("-o", "--output", required=True, type=_FILE, help="The bundle's folder."),
@@ -42,6 +43,25 @@ untold = common.stack(
     click.option("--num-heads", type=int, help="Attention heads."),
     click.option("--num-head-channels", type=int, help="Channels of an attention head."),
     click.option("--schedule", help="linear, cosine or const0.008. [default: linear]"),
+)
+trained = common.stack(
+    click.option(
+        "--attention-order",
+        type=click.Choice(["legacy", "new"]),
+        help="new: trained with use_new_attention_order. [default: legacy, without it]",
+    ),
+    click.option(
+        "--diffusion-steps",
+        type=int,
+        help="Timesteps of the training. Over other than 1000, guided-diffusion's β are scaled by 1000/steps, as its "
+        "code does; DDPM's are not. [default: 1000]",
+    ),
+    click.option(
+        "--rescale-timesteps",
+        is_flag=True,
+        default=None,
+        help="The training told the network t·1000/steps, as improved-diffusion does. [default: t]",
+    ),
 )
 deltas = common.stack(
     click.option(
@@ -103,14 +123,21 @@ def export_diffae(
 @deltas
 @click.option("--preset", type=click.Choice(list(asyrp.PRESETS)), help="Settings of a published model.")
 @untold
+@trained
 @shared
 def export_asyrp(checkpoint: Path, attributes: tuple[str, ...], preset: str | None, **options: Any) -> None:
     """An unconditional DDPM or guided-diffusion U-Net, with Asyrp attributes.
+
+    The weights do not tell how the network was trained, and a wrong guess gives wrong pictures without an error. Where
+    no option says otherwise, the network is taken to predict ε and to know t as a whole number, over 1000 timesteps of
+    the linear schedule, with guided-diffusion's older attention order.
 
     \b
     Examples:
       hspace export asyrp celeba_hq.ckpt --preset celebahq256 \\
           --attribute smiling=smiling_LC_CelebA_HQ_t999_ninv40_ngen40_0.pth -o bundles/celebahq
+      hspace export asyrp lsun_bedroom.pt --image-size 64 --num-heads 4 --schedule cosine \\
+          --diffusion-steps 4000 --rescale-timesteps -o bundles/improved
     """
     named = _named(attributes)
     settings = _settings(options)
@@ -124,9 +151,10 @@ def export_asyrp(checkpoint: Path, attributes: tuple[str, ...], preset: str | No
 def export_diffusers(folder: Path, attributes: tuple[str, ...], **options: Any) -> None:
     """An unconditional UNet2DModel of diffusers, with its scheduler: a folder that save_pretrained wrote.
 
-    The bundle has the presets asyrp (the default), official (the scheduler's spacing and clamping, DDIM) and ddpm; the
-    last is left out where the network learned its variance, which is not exported. Attributes are Asyrp's
-    DeltaBlocks of the DDPM layout; one means something on the weights that it was trained on alone.
+    The bundle has the presets asyrp (the paper's), official (the scheduler's spacing and clamping, DDIM), ddpm, fast,
+    balanced, exact and asymmetric (the default); ddpm is left out where the network learned its variance, which is not
+    exported. Attributes are Asyrp's DeltaBlocks of the DDPM layout; one means something on the weights that it was
+    trained on alone.
 
     \b
     Examples:
@@ -136,10 +164,7 @@ def export_diffusers(folder: Path, attributes: tuple[str, ...], **options: Any) 
     try:
         from . import diffusers
     except ImportError as e:
-        raise click.ClickException(
-            f"hspace export diffusers needs the package {(e.name or '').partition('.')[0]}: "
-            "pip install 'hspace[diffusers]'"
-        ) from None
+        raise click.ClickException(needs("hspace export diffusers", e.name, "diffusers")) from None
     _run(lambda: diffusers.load_model(folder, attributes=named, settings=settings), options)
 
 
@@ -183,7 +208,7 @@ def _settings(options: dict[str, Any]) -> Settings:
     settings = given if config is None else given.over(read_config(config))
     for text in (settings.schedule, settings.latent_schedule):
         if text is not None:
-            schedule(text)
+            schedule(text)  # before any file is read
     return settings
 
 
@@ -194,10 +219,20 @@ def _log(line: str) -> None:
 
 def _run(load: Callable[[], Model], options: dict[str, Any]) -> None:
     as_json, start = options.pop("as_json"), time.perf_counter()
-    report = run_export(load, options.pop("output"), log=_log, **options)
+    warnings: list[str] = []
+
+    def loaded() -> Model:
+        model = load()
+        warnings.extend(model.warnings)
+        for line in warnings:
+            click.echo(f"hspace: warning: {printable(line)}", err=True)
+        return model
+
+    report = run_export(loaded, options.pop("output"), log=_log, **options)
     seconds = time.perf_counter() - start
     worst = max(report.errors, key=report.errors.__getitem__)
     found = {"bundle": str(report.path), "bytes": report.bytes, "seconds": round(seconds, 1), "errors": report.errors}
+    found |= {"warnings": warnings}
     text = f"wrote {report.path}, {report.bytes / 2**20:.1f} MiB, in {seconds:.0f} s; "
     rounded = " with the same rounded weights" if "fp16" in (options["weights"], options["precision"]) else ""
     text += f"largest relative difference to PyTorch{rounded} {report.errors[worst]:.1e} ({worst})"

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from . import architecture, asyrp
-from .checkpoint import StateDict, check_tensors, load, looks_like, read_json, source, tensors
+from .checkpoint import StateDict, check_tensors, load, looks_like, read_json, shown, source, tensors
 from .exporter import Model, Settings, few_steps
 from .graph import unet_parts
 from .models.diffusers import DiffusersUNet, Prediction
@@ -43,7 +43,7 @@ Spacing = Literal["leading", "linspace", "trailing"]
 class _UNetConfig(Struct, frozen=True, kw_only=True):
     """What a UNet2DModel's config.json may say; the defaults are the library's, as old files leave keys out.
 
-    The fields are the constructor's own; other keys say nothing to an unconditional network.
+    The fields are the constructor's own. Its others are in `_UNET_WITHOUT_EFFECT`, or refused by `_unet_config`.
     """
 
     in_channels: Literal[3] = 3
@@ -51,7 +51,7 @@ class _UNetConfig(Struct, frozen=True, kw_only=True):
     center_input_sample: bool = False
     time_embedding_type: Literal["positional"] = "positional"
     time_embedding_dim: Count | None = None
-    freq_shift: int = 0
+    freq_shift: Annotated[int, Meta(ge=-65536, le=65536)] = 0
     flip_sin_to_cos: bool = True
     down_block_types: Annotated[tuple[str, ...], Meta(min_length=1, max_length=16)] = (
         "DownBlock2D",
@@ -63,7 +63,7 @@ class _UNetConfig(Struct, frozen=True, kw_only=True):
     up_block_types: tuple[str, ...] = ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D")
     block_out_channels: tuple[Count, ...] = (224, 448, 672, 896)
     layers_per_block: Annotated[int, Meta(ge=1, le=64)] = 2
-    mid_block_scale_factor: Annotated[float, Meta(gt=0)] = 1
+    mid_block_scale_factor: Annotated[float, Meta(gt=0, le=1e6)] = 1
     downsample_padding: Literal[0, 1] = 1
     downsample_type: Literal["conv", "resnet"] = "conv"
     upsample_type: Literal["conv", "resnet"] = "conv"
@@ -71,7 +71,7 @@ class _UNetConfig(Struct, frozen=True, kw_only=True):
     attention_head_dim: Count | None = 8
     norm_num_groups: Count = 32
     attn_norm_num_groups: Count | None = None
-    norm_eps: Annotated[float, Meta(gt=0)] = 1e-5
+    norm_eps: Annotated[float, Meta(gt=0, le=1)] = 1e-5
     resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
     add_attention: bool = True
     sample_size: int | list[int] | None = None
@@ -91,14 +91,27 @@ class _SchedulerConfig(Struct, frozen=True, kw_only=True):
         "fixed_small"
     )
     clip_sample: bool = True
-    clip_sample_range: float = 1.0
+    clip_sample_range: Annotated[float, Meta(gt=0, le=1e6)] = 1.0
     prediction_type: Prediction = "epsilon"
     timestep_spacing: Spacing = "leading"
     thresholding: Literal[False] = False
     rescale_betas_zero_snr: Literal[False] = False
     steps_offset: Literal[0] = 0
     set_alpha_to_one: Literal[True] = True
+    use_flow_sigmas: Literal[False] = False
+    predict_epsilon: Literal[True] = True  # before prediction_type was there
+    snr_shift_scale: None = None
 
+
+# what the constructors take besides: dropout acts in training alone; the rest is of conditions, learned times and
+# thresholding, which are refused, and of these schedulers' own steps (beyond DDIM's), which are not reproduced
+_UNET_WITHOUT_EFFECT = {"dropout", "num_train_timesteps", "class_embed_type", "num_class_embeds"}
+_OWN_STEPS = """
+    dynamic_thresholding_ratio sample_max_value tensor_format skip_prk_steps solver_order algorithm_type solver_type
+    lower_order_final euler_at_final use_karras_sigmas use_exponential_sigmas use_beta_sigmas use_lu_lambdas flow_shift
+    final_sigmas_type lambda_min_clipped use_dynamic_shifting time_shift_type predict_x0 disable_corrector solver_p
+    sigma_min sigma_max shift_terminal
+"""
 
 # Schedulers whose β are computed alike, and their defaults. The last three's own steps are not reproduced.
 _CLASSES: dict[str, dict[str, Any]] = {
@@ -115,11 +128,11 @@ _SAMPLERS = {"fixed_small": "ddpm", "fixed_small_log": "ddpm", "fixed_large": "d
 def load_model(folder: Path, *, attributes: Mapping[str, Path], settings: Settings) -> Model:
     """The U-Net of a pipeline folder (unet/, scheduler/), or of one that has its files side by side.
 
-    Presets: "asyrp" (first, the default), "official" (diffusers' DDIM) and, where the variance is not learned, "ddpm".
+    Presets: "asyrp", "official" (diffusers' DDIM), where the variance is not learned "ddpm", and `few_steps`.
     """
     config_path, scheduler_path, weights = _files(folder)
-    config = _unet_config(config_path)
-    schedule = _scheduler_config(scheduler_path)
+    config, unknown = _unet_config(config_path)
+    schedule, more = _scheduler_config(scheduler_path)
     learned = schedule.variance_type in ("learned", "learned_range")
     if config.out_channels == 6 and not learned:
         raise CheckpointError(f"{config_path}: out_channels: found 6, expected 3 where the variance is not learned")
@@ -140,11 +153,12 @@ def load_model(folder: Path, *, attributes: Mapping[str, Path], settings: Settin
         image_size=size,
         parts=unet_parts(network.eval(), size, 0),
         schedules=contract.Schedules(image=image),
-        presets=_presets(schedule),
+        presets=_presets(schedule, image),
         config={"layout": "diffusers", "prediction_type": schedule.prediction_type, "unet": kept},
         sources={role: source(path) for role, path in roles.items()},
         attributes=blocks,
         licence=settings.licence or "",
+        warnings=unknown + more,
     )
 
 
@@ -188,6 +202,13 @@ def _object(path: Path) -> dict[str, Any]:
     return found
 
 
+def _unknown(path: Path, found: dict[str, Any], kind: type[Any], without_effect: set[str]) -> list[str]:
+    """A warning of the keys that nobody here knows; those with _ before them are the library's own notes."""
+    known = {*kind.__struct_fields__, *without_effect}
+    unknown = [shown(k)[1:-1] for k in found if k not in known and not k.startswith("_")]
+    return [f"{path}: {', '.join(unknown)[:500]}: not known, so not followed"] if unknown else []
+
+
 def _read(path: Path, found: dict[str, Any], kind: type[Any]) -> Any:
     """`found` as a struct, or an error that names the first key at fault, what it holds and what it may hold."""
     for field in msgspec.structs.fields(kind):
@@ -216,7 +237,8 @@ def _choices(kind: Any) -> list[Any]:
 # --- what the files say -------------------------------------------------------------------------------
 
 
-def _unet_config(path: Path) -> _UNetConfig:
+def _unet_config(path: Path) -> tuple[_UNetConfig, list[str]]:
+    """What config.json says, and warnings."""
     found = _object(path)
     if found.get("_class_name") != _UNET:
         raise CheckpointError(f"{path}: _class_name: found {_shown(found.get('_class_name'))}, expected {_UNET}")
@@ -249,7 +271,7 @@ def _unet_config(path: Path) -> _UNetConfig:
         )
     if widths[0] // 2 - config.freq_shift < 1:
         raise CheckpointError(f"{path}: freq_shift: found {config.freq_shift}, expected less than {widths[0] // 2}")
-    return config
+    return config, _unknown(path, found, _UNetConfig, _UNET_WITHOUT_EFFECT)
 
 
 def _attending(config: _UNetConfig) -> list[int]:
@@ -265,7 +287,7 @@ def _image_size(path: Path, config: _UNetConfig, settings: Settings) -> int:
     size = config.sample_size if settings.image_size is None else settings.image_size
     if isinstance(size, list):
         if len(size) != 2 or size[0] != size[1]:
-            raise CheckpointError(f"{path}: sample_size: found {size}, expected a square")
+            raise CheckpointError(f"{path}: sample_size: found {_shown(size)}, expected a square")
         size = size[0]
     if size is None:
         raise ArgumentError(f"{path}: sample_size: missing; give --image-size")
@@ -275,12 +297,13 @@ def _image_size(path: Path, config: _UNetConfig, settings: Settings) -> int:
     except (msgspec.ValidationError, ArgumentError):
         step = 2 ** (len(config.block_out_channels) - 1)
         raise CheckpointError(
-            f"{path}: image size: found {size}, expected a multiple of {step} from {max(8, 2 * step)} to 4096"
+            f"{path}: image size: found {_shown(size)}, expected a multiple of {step} from {max(8, 2 * step)} to 4096"
         ) from None
     return size
 
 
-def _scheduler_config(path: Path) -> _SchedulerConfig:
+def _scheduler_config(path: Path) -> tuple[_SchedulerConfig, list[str]]:
+    """What scheduler_config.json says, and warnings."""
     found = _object(path)
     name = found.get("_class_name")
     if name not in list(_CLASSES):  # a name may be anything that JSON has
@@ -295,7 +318,7 @@ def _scheduler_config(path: Path) -> _SchedulerConfig:
             f"{path}: trained_betas: found {len(config.trained_betas)}, expected {config.num_train_timesteps}, "
             "num_train_timesteps"
         )
-    return config
+    return config, _unknown(path, found, _SchedulerConfig, set(_OWN_STEPS.split()))
 
 
 def _schedule(path: Path, config: _SchedulerConfig) -> contract.AnySchedule:
@@ -321,9 +344,9 @@ def _schedule(path: Path, config: _SchedulerConfig) -> contract.AnySchedule:
     return found
 
 
-def _presets(config: _SchedulerConfig) -> dict[str, contract.Preset]:
+def _presets(config: _SchedulerConfig, schedule: contract.AnySchedule) -> dict[str, contract.Preset]:
     total = config.num_train_timesteps
-    few = min(40, total)
+    few = min(40, len(schedule.build().span))
     # DDIMPipeline's 50 steps
     official = contract.Preset(
         encode_steps=min(50, total),
@@ -347,7 +370,7 @@ def _presets(config: _SchedulerConfig) -> dict[str, contract.Preset]:
         made["ddpm"] = msgspec.structs.replace(
             official, decode_steps=min(1000, total), sampler=_SAMPLERS[config.variance_type]
         )
-    return {**made, **few_steps(made["asyrp"], total)}
+    return {**made, **few_steps("asyrp", made["asyrp"], schedule)}
 
 
 # --- the network --------------------------------------------------------------------------------------

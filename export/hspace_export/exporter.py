@@ -5,6 +5,7 @@ A family is one function that turns checkpoints into a `Model`; everything else 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from . import graph
-from .checkpoint import read_json
+from .checkpoint import read_json, shown
 from .graph import Part, Precision
 from .replacement import put, staged, sweep
 
@@ -35,16 +36,25 @@ from .replacement import put, staged, sweep
 TOLERANCE: dict[str, float] = {"fp32": 1e-5, "fp16": 1e-2}
 
 
+DiffusionSteps = Annotated[int, Meta(ge=2, le=1_000_000)]  # as a manifest's schedules have it
+_STEPS = 1000  # that the published networks were trained with
+
+
 class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What weights cannot tell. Later sources win: a preset, hyper_parameters, --config, options."""
 
     image_size: Annotated[int, Meta(ge=8, le=4096)] | None = None
-    num_heads: Annotated[int, Meta(ge=1)] | None = None
-    num_head_channels: Annotated[int, Meta(ge=1)] | None = None
-    enc_num_res_blocks: Annotated[int, Meta(ge=1)] | None = None
-    condition_bias: float | None = None
+    num_heads: Annotated[int, Meta(ge=1, le=65536)] | None = None
+    num_head_channels: Annotated[int, Meta(ge=1, le=65536)] | None = None
+    enc_num_res_blocks: Annotated[int, Meta(ge=1, le=1000)] | None = None
+    condition_bias: Annotated[float, Meta(ge=-1e6, le=1e6)] | None = None
+    attention_order: Literal["legacy", "new"] | None = None
     schedule: str | None = None
+    diffusion_steps: DiffusionSteps | None = None
+    rescale_timesteps: bool | None = None
     latent_schedule: str | None = None
+    latent_diffusion_steps: DiffusionSteps | None = None
+    latent_rescale_timesteps: bool | None = None
     n_train: Annotated[int, Meta(ge=1, le=1000)] | None = None
     licence: str | None = None
 
@@ -57,9 +67,13 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 def settings_of(values: Mapping[str, Any], where: str) -> Settings:
     """Settings from plain values, each checked; None says nothing."""
     try:
-        return msgspec.convert({k: v for k, v in values.items() if v is not None}, Settings)
+        found = msgspec.convert({k: v for k, v in values.items() if v is not None}, Settings)
+        msgspec.json.encode(found)  # a text may be none in Unicode
+        return found
     except msgspec.ValidationError as e:
         raise ArgumentError(f"{where}: {e}") from None
+    except UnicodeEncodeError:
+        raise ArgumentError(f"{where}: found text that is not Unicode") from None
 
 
 def read_config(path: Path) -> Settings:
@@ -70,30 +84,48 @@ def read_config(path: Path) -> Settings:
     return settings_of(found, str(path))
 
 
-def schedule(text: str) -> contract.AnySchedule:
-    """A schedule by the official codes' names: linear, cosine, const0.008."""
+def schedule(text: str, timesteps: int = _STEPS, *, scaled: bool = True) -> contract.AnySchedule:
+    """A schedule by the official codes' names: linear, cosine, const0.008.
+
+    scaled: whether the β of linear and const are those for 1000 timesteps times 1000/timesteps, so that the last ᾱ
+    stays about the same. Guided diffusion and DiffAE do that (`get_named_beta_schedule`), DDPM's code does not.
+    """
+    scale = _STEPS / timesteps if scaled else 1.0
+    found: contract.AnySchedule | None = None
     if text == "linear":
-        return contract.LinearSchedule()
-    if text == "cosine":
-        return contract.CosineSchedule()
+        found = contract.LinearSchedule(timesteps=timesteps, beta_start=scale * 1e-4, beta_end=scale * 0.02)
+    elif text == "cosine":
+        found = contract.CosineSchedule(timesteps=timesteps)
+    elif text.startswith("const"):
+        with contextlib.suppress(ValueError):
+            found = contract.ConstSchedule(timesteps=timesteps, beta=scale * float(text.removeprefix("const")))
     try:
-        if text.startswith("const"):
-            found = contract.ConstSchedule(beta=float(text.removeprefix("const")))
+        if found is not None:
             found.build()
             return found
-    except ValueError:  # ArgumentError is one
-        pass
-    raise ArgumentError(f"schedule: found {text!r}, expected linear, cosine or const0.008 (any number)")
+    except ArgumentError as e:
+        if timesteps != _STEPS:
+            raise ArgumentError(f"schedule: {text} over {timesteps} timesteps: {e}") from None
+    raise ArgumentError(f"schedule: found {shown(text)}, expected linear, cosine or const0.008 (any number)")
 
 
-def few_steps(official: contract.Preset, timesteps: int = 1000) -> dict[str, contract.Preset]:
-    """The presets beside `official` that docs/quality.md is about: fast, balanced and exact."""
+Family = Literal["diffae", "asyrp"]
+# What a new bundle runs where a call does not say: the best for what it costs (docs/decisions/0018)
+DEFAULT_PRESET: dict[Family, str] = {"diffae": "balanced", "asyrp": "asymmetric"}
+
+
+def few_steps(family: Family, official: contract.Preset, schedule: contract.AnySchedule) -> dict[str, contract.Preset]:
+    """The presets beside `official` that docs/quality.md is about: fast, balanced, exact and, for Asyrp's edits,
+    asymmetric. None has more steps than the span of the U-Net's `schedule` has timesteps.
+    """
+    most = len(schedule.build().span)
 
     def run(sampler: str, steps: int) -> contract.Preset:
-        n = min(steps, timesteps)
+        n = min(steps, most)
         return msgspec.structs.replace(official, encode_steps=n, decode_steps=n, sampler=sampler, spacing="logsnr")
 
-    return {"fast": run("dpmpp_2m", 6), "balanced": run("dpmpp_2m", 10), "exact": run("bdia", 20)}
+    made = {"fast": run("dpmpp_2m", 6), "balanced": run("dpmpp_2m", 10), "exact": run("bdia", 20)}
+    return made if family == "diffae" else {**made, "asymmetric": run("dpmpp_2m", 40)}
 
 
 @dataclass
@@ -112,7 +144,7 @@ class AttributeData:
 class Model:
     """What a family's hook makes of its checkpoints."""
 
-    family: Literal["diffae", "asyrp"]
+    family: Family
     image_size: int
     parts: dict[str, Part]
     schedules: contract.Schedules
@@ -123,6 +155,7 @@ class Model:
     z_statistics: dict[str, NDArray[np.float32]] | None = None
     attributes: dict[str, AttributeData] = field(default_factory=dict)
     licence: str = ""
+    warnings: list[str] = field(default_factory=list)  # of what a file says and nobody here knows
 
 
 @dataclass(frozen=True)
@@ -225,7 +258,7 @@ def _write(model: Model, folder: Path, precision: Precision, weights: Precision,
         components=components,
         attributes=attributes,
         presets=model.presets,
-        default_preset=next(iter(model.presets)),
+        default_preset=DEFAULT_PRESET[model.family],
         provenance=contract.Provenance(
             exporter=f"hspace {hspace.__version__}, torch {torch.__version__}, onnx opset {graph.OPSET}",
             sources=model.sources,
@@ -246,7 +279,7 @@ def _compare(model: Model, folder: Path, precision: Precision) -> dict[str, floa
     errors = {}
     for key, part in model.parts.items():
         opened.manifest = msgspec.structs.replace(opened.manifest, components={key: components[key]})
-        engine = open_engine("onnx", opened)
+        engine = open_engine("onnx", opened, trusted=True)
         for batch in (1, 3):
             for output, error in graph.compare(key, part, engine.run, batch, seed=batch).items():
                 errors[f"{key}.{output}@{batch}"] = error

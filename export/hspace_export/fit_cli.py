@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,10 +15,11 @@ import numpy as np
 from hspace.amend import add_attribute, check_free, set_preset
 from hspace.attributes import DeltaTable, check_names
 from hspace.checks import check_whole
-from hspace.cli import common, outputs
+from hspace.cli import common, outputs, printable
+from hspace.cli.progress import Bar, progress
 from hspace.editor import Editor
 from hspace.errors import ArgumentError
-from hspace.files import MAX_TEXT_BYTES, read_file, write_atomically
+from hspace.files import write_atomically
 from hspace.image import check_files, save_image
 from hspace.manifest import check_name
 from hspace.program import Branch
@@ -31,10 +29,10 @@ from numpy.typing import NDArray
 
 from . import calibrate as indicators
 from . import fit as fitting
+from .labels import read_labels
 
 _FILE = click.Path(path_type=Path)
 _MOST_SEED = 2**32 - 1  # that scikit-learn takes
-bundle_argument = click.argument("bundle", type=_FILE)
 running = common.stack(
     common.engine,
     common.running,
@@ -44,8 +42,8 @@ running = common.stack(
 )
 
 
-@click.command()
-@bundle_argument
+@click.command(cls=common.BundleCommand)
+@common.either
 @click.argument("names", nargs=-1, required=True)
 @click.option("--positive", type=_FILE, help="A folder of images with the attribute.")
 @click.option("--negative", type=_FILE, help="A folder of images without it.")
@@ -66,6 +64,7 @@ running = common.stack(
 )
 @click.option("--held-out", type=float, default=0.2, show_default=True, help="The share of images to measure on.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the choice of those.")
+@click.option("--allow-chance", is_flag=True, help="Add attributes whose held-out AUC is 0.5 or less, too.")
 @running
 def fit(
     names: Sequence[str],
@@ -78,12 +77,16 @@ def fit(
     branch: Any,
     held_out: float,
     seed: int,
+    allow_chance: bool,
     resize: bool,
     force: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Make attributes from images with and without them, measure them on held-out images, and add them to the bundle.
+
+    An attribute whose held-out AUC is 0.5 or less tells nothing, and is not added. One whose AUC random scores reach
+    one time in twenty is added with a warning.
 
     Either two folders and one NAME, or --images and --labels with any of the CSV's columns as NAMES.
 
@@ -134,7 +137,7 @@ def fit(
                 found[name] = fitting.fit_delta_h(
                     inversions, with_it, without, branch=branch or "symmetric", held_out=held_out, seed=seed
                 )
-    _add(editor, found, force, as_json, time.perf_counter() - start, absent)
+    _add(editor, found, force, as_json, time.perf_counter() - start, absent, allow_chance)
 
 
 def _examples(
@@ -142,7 +145,7 @@ def _examples(
 ) -> tuple[dict[str, tuple[list[Path], list[Path]]], int]:
     """Name → images with the attribute, and without; and how many rows of the labels have no image."""
     if images is not None and labels is not None and positive is None and negative is None:
-        return _labelled(names, images, labels)
+        return read_labels(names, images, labels)
     if positive is None or negative is None or images is not None or labels is not None:
         raise click.UsageError("expected --positive and --negative (or --unlabelled), or --images and --labels")
     if len(names) != 1:
@@ -150,49 +153,17 @@ def _examples(
     return {names[0]: (common.expand([str(positive)]), common.expand([str(negative)]))}, 0
 
 
-def _labelled(names: Sequence[str], images: Path, labels: Path) -> tuple[dict[str, tuple[list[Path], list[Path]]], int]:
-    data = read_file(labels, ArgumentError, MAX_TEXT_BYTES)
-    try:
-        header, *rows = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""))
-    except (ValueError, csv.Error):  # UnicodeDecodeError among the former
-        raise ArgumentError(f"{labels}: expected a CSV file in UTF-8, with a header") from None
-    for name in names:
-        if header[1:].count(name) != 1:
-            found = "two columns" if name in header[1:] else "no column"
-            raise ArgumentError(f"{labels}: has {found} {name!r}; it has {', '.join(header[1:])}")
-    there = {p.name: p for p in common.expand([str(images)])}
-    examples: dict[str, tuple[list[Path], list[Path]]] = {name: ([], []) for name in names}
-    seen: set[str] = set()
-    for number, row in enumerate(rows, 2):
-        if not any(cell.strip() for cell in row):
-            continue
-        if len(row) != len(header):
-            raise ArgumentError(f"{labels}, row {number}: found {len(row)} values, expected {len(header)}")
-        if row[0] in seen:
-            raise ArgumentError(f"{labels}, row {number}: {row[0]!r} is in an earlier row")
-        seen.add(row[0])
-        for name, (with_it, without) in examples.items():
-            value = row[header.index(name, 1)].strip().lower()
-            if value not in ("1", "true", "0", "-1", "false", ""):
-                raise ArgumentError(f"{labels}, row {number}: {name}: found {value!r}, expected 0 or -1, 1, or nothing")
-            if value and row[0] in there:
-                (with_it if value in ("1", "true") else without).append(there[row[0]])
-    if seen.isdisjoint(there):
-        raise ArgumentError(f"{labels}: none of its {len(seen)} files is in {images}")
-    return examples, len(seen - there.keys())
-
-
 def _encode_z(editor: Editor, files: Sequence[Path], resize: bool) -> NDArray[np.float32]:
-    with click.progressbar(length=len(files), label="encode", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+    with Bar("encode", len(files)) as bar:
         each = []
         for chunk in fitting.batches(files, editor.batch_size):
             each.append(editor.encode_z(chunk, resize=resize))
-            bar.update(len(chunk))
+            bar.to(bar.done + len(chunk))
     return np.concatenate(each)
 
 
-@click.command()
-@bundle_argument
+@click.command(cls=common.BundleCommand)
+@common.either
 @click.argument("name")
 @click.argument("block")
 @click.argument("images", type=_FILE)
@@ -227,8 +198,8 @@ def average(
     _add(editor, {name: found}, force, as_json, time.perf_counter() - start)
 
 
-@click.command()
-@bundle_argument
+@click.command(cls=common.BundleCommand)
+@common.either
 @click.argument("prefix")
 @click.option("--count", type=int, default=3, show_default=True, help="How many components.")
 @click.option("--samples", type=int, help="How many samples to draw. [default: 64]")
@@ -274,13 +245,13 @@ def pca(
     run = {k: options[k] for k in ("preset", "steps")}
     if images is not None:
         recorder = fitting.record_h(editor, "encode", len(files), run)
-        with common.progress("encode") as on_step:
+        with progress("encode") as on_step:
             recorder.then = on_step
             latent = editor.encode(files, resize=resize, on_step=recorder, **run)
     else:
         recorder = fitting.record_h(editor, "decode", samples, run)
         latent = editor.draw(samples, preset=options["preset"], seed=seed)
-        with common.progress("decode") as on_step:
+        with progress("decode") as on_step:
             recorder.then = on_step
             editor.decode(latent, on_step=recorder, seed=seed, **run)
     components = fitting.principal_components(recorder.table, recorder.timesteps, count, seed=seed)
@@ -295,8 +266,8 @@ def pca(
     _add(editor, dict(zip(names, components, strict=True)), force, as_json, time.perf_counter() - start)
 
 
-@click.command()
-@bundle_argument
+@click.command(cls=common.BundleCommand)
+@common.either
 @click.argument("images", type=_FILE)
 @click.option("-o", "--output", type=_FILE, required=True, help="A folder for curves.json and curves.png.")
 @click.option("--lpips", type=_FILE, help="LPIPS as an ONNX file (hspace export lpips). [default: 1 - SSIM]")
@@ -345,6 +316,11 @@ def calibrate(
     for what, value in thresholds.items():
         if not 0 < value < np.inf:
             raise ArgumentError(f"{what}: found the threshold {value}, expected a positive number")
+        if name is not None and value > distance.most:
+            raise ArgumentError(
+                f"{what}: no image is {value:g} away ({distance.name} is at most {distance.most:g}), so there would "
+                "be nothing to save"
+            )
     run = {k: options[k] for k in ("preset", "steps")}
     with _bar("invert", len(files)) as on_step:
         curves = indicators.measure(editor, files, distance, **run, resize=resize, on_step=on_step)
@@ -367,36 +343,75 @@ def calibrate(
     text += f"in {time.perf_counter() - start:.1f} s (engine {editor.engine.name})"
     saved = name if None not in chosen.values() else None
     if saved is not None:
-        base = editor.bundle.preset(options["preset"])[1]
-        set_preset(editor.bundle, saved, msgspec.structs.replace(base, **chosen), replace=force)
-        text += f"\nsaved the preset {saved}"
+        preset = editor.bundle.preset(options["preset"])[1]
+        if options["steps"] is not None:  # what was measured is what is saved
+            preset = msgspec.structs.replace(preset, encode_steps=options["steps"], decode_steps=options["steps"])
+        set_preset(editor.bundle, saved, msgspec.structs.replace(preset, **chosen), replace=force)
+        text += f"\nsaved the preset {saved}, of {preset.encode_steps} + {preset.decode_steps} steps"
     common.emit(as_json, {"outputs": [str(p) for p in paths], "preset": saved, **found}, text)
     if saved != name:
         raise ArgumentError(f"--save: no preset was saved: {'; '.join(s for s in says if 'not found' in s)}")
 
 
 def _add(
-    editor: Editor, found: dict[str, fitting.Fitted], force: bool, as_json: bool, seconds: float, absent: int = 0
+    editor: Editor,
+    found: dict[str, fitting.Fitted],
+    force: bool,
+    as_json: bool,
+    seconds: float,
+    absent: int = 0,
+    allow_chance: bool = False,
 ) -> None:
     """Adds what was made to the bundle, and says what it is worth. absent: how many rows of labels have no image."""
+    doubts = {name: doubt for name, made in found.items() if (doubt := _doubt(made)) is not None}
+    refused = {} if allow_chance else {name: d for name, d in doubts.items() if found[name].report["auc"] <= 0.5}
     for name, made in found.items():
-        add_attribute(editor.bundle, name, made.data(), made.kind, made.branch, made.n_train, replace=force)
+        if name not in refused:
+            add_attribute(editor.bundle, name, made.data(), made.kind, made.branch, made.n_train, replace=force)
     columns = list(dict.fromkeys(key for made in found.values() for key in made.report))
     rows = [[name, made.kind, *(str(made.report.get(c, "-")) for c in columns)] for name, made in found.items()]
     text = common.table(["attribute", "kind", *(c.replace("_", " ") for c in columns)], rows, left=3)
     more = {"rows_without_image": absent} if absent else {}
     if absent:
         text += f"\nleft out {absent} rows of the labels, whose files are not in the folder of images"
-    text += f"\nadded to {editor.bundle.folder} in {seconds:.1f} s"
-    common.emit(as_json, {name: {"kind": made.kind, **made.report, **more} for name, made in found.items()}, text)
+    if len(refused) < len(found):
+        text += f"\nadded to {editor.bundle.folder} in {seconds:.1f} s"
+        text += f", but for {', '.join(refused)}" if refused else ""
+    for name in doubts.keys() - refused:
+        click.echo(f"hspace: warning: {printable(name)}: {doubts[name]}", err=True)
+    said = {
+        name: {
+            "kind": made.kind,
+            **made.report,
+            **more,
+            **({"warning": doubts[name]} if name in doubts else {}),
+            **({"added": False} if name in refused else {}),
+        }
+        for name, made in found.items()
+    }
+    common.emit(as_json, said, text)
+    if refused:
+        raise ArgumentError(
+            "not added: " + "; ".join(f"{name}: {d}" for name, d in refused.items()) + " (--allow-chance adds it)"
+        )
+
+
+def _doubt(made: fitting.Fitted) -> str | None:
+    """Why an attribute may be worth nothing, where its held-out AUC is one that chance gives."""
+    if made.chance_auc is None or (auc := made.report["auc"]) > made.chance_auc:
+        return None
+    return (
+        f"AUC {auc} on {made.report['held_out']} held-out images is no better than chance, "
+        f"which reaches {made.chance_auc:.2f} one time in twenty"
+    )
 
 
 @contextmanager
 def _bar(label: str, images: int) -> Iterator[OnStep]:
     """An `on_step` that draws a bar over so many images on a terminal, for a call per batch of them."""
-    with click.progressbar(length=1000 * images, label=label, file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+    with Bar(label, 1000 * images) as bar:
 
         def on_step(step: Step) -> None:
-            bar.update(max(1, 1000 * len(step.x) // step.total))
+            bar.to(bar.done + max(1, 1000 * len(step.x) // step.total))
 
         yield on_step

@@ -6,8 +6,10 @@ import importlib.util
 from pathlib import Path
 
 import torch
-from hspace.errors import ArgumentError, CheckpointError, OutputError
-from hspace.files import write_atomically
+from hspace.checks import check_whole
+from hspace.engines import privacy
+from hspace.errors import CheckpointError, OutputError
+from hspace.files import check_output, write_atomically
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,7 +21,7 @@ from .graph import Part
 _CONVOLUTIONS = [(64, 11, 4, 2, False), (192, 5, 1, 2, True), (384, 3, 1, 1, True), (256, 3, 1, 1, False)]
 _CONVOLUTIONS += [(256, 3, 1, 1, False)]
 _INDICES = [0, 3, 6, 8, 10]  # of these in torchvision's `features`
-_LEAST = 32  # pixels: less and nothing is left after the pooling
+_LEAST, _MOST = 32, 4096  # pixels: less and nothing is left after the pooling, and a bundle has no more
 
 
 class Lpips(nn.Module):
@@ -55,13 +57,12 @@ def export_lpips(backbone: Path, output: Path, *, size: int, linear: Path | None
     backbone: torchvision's AlexNet weights (alexnet-owt-….pth). linear: LPIPS's own (alex.pth), by default those that
     the installed package `lpips` brings.
     """
-    if output.exists() and not force:
+    if check_output(output) and not force:
         raise OutputError(f"{output}: exists already (--force replaces it)")
-    if size < _LEAST:
-        raise ArgumentError(f"image_size: found {size}, expected at least {_LEAST}")
+    check_whole("image_size", size, _LEAST, _MOST)
     linear = _package_weights() if linear is None else linear
     net = Lpips().eval()
-    state = {k: v for k, v in tensors(load(backbone), backbone).items() if k.startswith("features.")}
+    state = {f"features.{k}": v for k, v in tensors(load(backbone), backbone, "features.").items()}
     check_tensors(backbone, {f"features.{k}": v for k, v in net.features.state_dict().items()}, state, "AlexNet")
     lin = tensors(load(linear), linear)
     expected = {f"lin{i}.model.1.weight": layer.weight for i, layer in enumerate(net.lin)}
@@ -70,9 +71,7 @@ def export_lpips(backbone: Path, output: Path, *, size: int, linear: Path | None
     spec: tuple[str, tuple[int | str, ...]] = ("float32", ("N", 3, size, size))
     part = Part(net, {"a": spec, "b": spec}, {"distance": "float32"})
     data = graph.trace(part, "fp32").SerializeToString(deterministic=True)
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    session = privacy.onnxruntime().InferenceSession(data, providers=["CPUExecutionProvider"])
     error = max(graph.compare("lpips", part, lambda _, x: list(session.run(None, dict(x))), 3, seed=1).values())
     if not error <= 1e-5:
         raise CheckpointError(f"the export differs from PyTorch: relative error {error:.2e}, expected at most 1e-05")

@@ -104,6 +104,34 @@ def acceptors(
     return [(directions[name], check_number(f"accept: {name}", "logit", least)) for name, least in accept.items()]
 
 
+MOST_DRAWS = 1000  # for each wanted one
+FIRST_DRAWS = 256  # that tell whether there is hope
+
+
+def check_acceptance(accept: Mapping[str, float], logits: Float32, count: int, kept: int) -> None:
+    """Raises ArgumentError where drawing goes on without hope, or went on for too long.
+
+    logits: float32 [draws so far, classifiers], in the order of `accept`. It is hopeless where the first 256 draws are
+    all below what is wanted by more than 3 standard deviations, and their mean by more than 6: of a normal distribution
+    1 draw in 10⁹ would do, where 1 in 1000 is needed. Those draws, and so the answer, are the same whatever the batch.
+    """
+    seen = logits[:FIRST_DRAWS].astype(np.float64)
+    if len(seen) == FIRST_DRAWS:
+        for (name, least), values in zip(accept.items(), seen.T, strict=True):
+            mean, std, largest = values.mean(), values.std(), values.max()
+            if least - largest > 3 * std and least - mean > 6 * std:
+                raise ArgumentError(
+                    f"accept: {name}: 0 of {FIRST_DRAWS} draws come near a logit of {least:g}: the largest is "
+                    f"{largest:.3g}, the mean {mean:.3g} ± {std:.3g}; lower logits accept more"
+                )
+    if len(logits) >= MOST_DRAWS * count:
+        largest = ", ".join(f"{name} {x:.3g}" for name, x in zip(accept, logits.max(axis=0), strict=True))
+        raise ArgumentError(
+            f"accept: kept {kept} of {len(logits)} draws ({kept / len(logits):.2%}), expected {count}; "
+            f"the largest logits are: {largest}; lower logits accept more"
+        )
+
+
 def one_way(steps: int | None) -> int | None:
     """`steps` of a call that runs one way."""
     if isinstance(steps, tuple):

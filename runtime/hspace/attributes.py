@@ -13,7 +13,6 @@ that applies it.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import math
 import numbers
 from collections.abc import Iterable, Mapping
@@ -24,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bundle import Bundle, h_shape
-from .errors import ArgumentError, BundleError, EngineError
+from .errors import ArgumentError, BundleError, EngineError, did_you_mean
 from .latent import slerp
 from .manifest import Attribute
 from .program import Branch
@@ -277,9 +276,7 @@ def check_names(names: Iterable[str], known: Iterable[str], what: str) -> None:
     known = list(known)
     for name in names:
         if name not in known:
-            lower = {k.lower(): k for k in known}
-            near = [lower[k] for k in difflib.get_close_matches(str(name).lower(), lower, n=3, cutoff=0.5)]
-            hint = f"; did you mean {' or '.join(near)}?" if near else f"; it has {', '.join(known) or 'none'}"
+            hint = did_you_mean(name, known) or f"; it has {', '.join(known) or 'none'}"
             raise ArgumentError(f"{what}: the bundle has no attribute {str(name)[:100]!r}{hint}")
 
 

@@ -17,9 +17,10 @@ from typing import Annotated, Any
 import msgspec
 
 from .checks import quoted, raise_faults
-from .errors import ArgumentError, BundleError
+from .errors import ArgumentError, BundleError, did_you_mean
 from .files import MAX_TEXT_BYTES, open_file, read_file, reason, write_atomically
 from .manifest import JOURNAL, MANIFEST, MAX_PATH, Component, File, Manifest, Preset, is_plain, parse_manifest
+from .onnx_graph import check_graph
 from .onnx_scan import check_onnx
 
 _BESIDE = {MANIFEST, "README.md", "LICENSE"}  # what a model hub puts into a folder stands there unlisted
@@ -113,10 +114,11 @@ class Bundle:
             raise BundleError(f"{path}: altered: found SHA-256 {found}, expected {entry.sha256}")
 
     def read_component(self, name: str) -> bytes:
-        """A component's ONNX graph, checked, and refused where it refers to anything outside its file."""
+        """A component's ONNX graph, checked, and refused where it is not made as exports are."""
         entry = self.component(name)
         data = self.read(entry)
         check_onnx(data, str(self.folder / entry.file))
+        check_graph(data, str(self.folder / entry.file))
         return data
 
     def component(self, name: str) -> Component:
@@ -131,7 +133,9 @@ class Bundle:
         """The preset of that name, or the default one, with its name."""
         name = self.manifest.default_preset if name is None else name
         if not isinstance(name, str) or name not in self.manifest.presets:
-            raise ArgumentError(f"preset: found {quoted(name)}, expected one of {', '.join(self.manifest.presets)}")
+            near = did_you_mean(name, self.manifest.presets) if isinstance(name, str) else ""
+            known = ", ".join(self.manifest.presets)
+            raise ArgumentError(f"preset: found {quoted(name)}, expected one of {known}{near}")
         return name, self.manifest.presets[name]
 
     def verify(self) -> Iterator[tuple[str, int]]:
@@ -205,6 +209,8 @@ def file_entry(folder: Path, name: str) -> dict[str, Any]:
 
 def manifest_bytes(folder: Path, manifest: Manifest) -> bytes:
     """The contents of `bundle.json`, checked as a reader would."""
+    if manifest.accuracy is not msgspec.UNSET:
+        manifest = msgspec.structs.replace(manifest, format_minor=1)
     try:
         data = msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
     except UnicodeEncodeError:

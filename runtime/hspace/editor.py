@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .arguments import (
+    FIRST_DRAWS,
+    MOST_DRAWS,
     Edits,
     Output,
     Run,
     acceptors,
     amounts_of,
+    check_acceptance,
     check_output,
     grid_of,
     one_way,
@@ -25,8 +31,8 @@ from .attributes import Content, Edit, compile_edit, directions_of, read_attribu
 from .bundle import Bundle, h_shape
 from .checks import MOST_IMAGES, check_whole
 from .cuda import is_foreign, ordinal_of
-from .engines import open_engine
-from .errors import ArgumentError, LatentError
+from .engines import Engine
+from .errors import ArgumentError, LatentError, LatentWarning
 from .executors import Executor
 from .image import Images, load_images, to_uint8
 from .latent import Latent, slerp
@@ -36,15 +42,17 @@ from .plans import Planner, ProgramKind
 from .program import Branch, Program
 from .recorders import HRecorder, Timeline
 from .runs import OnHost, OnStep, Progress, Runner, draws, start
+from .samplers import SAMPLERS
 from .tensors import read_tensors
 
 Float32 = NDArray[np.float32]
 
 
 def open(
-    path: str | Path,
+    path: str | os.PathLike[str],
     *,
-    engine: str = "auto",
+    engine: str | None = None,
+    precision: str | None = None,
     device: str = "cpu",
     stream: Any = None,
     threads: int | None = None,
@@ -52,30 +60,48 @@ def open(
 ) -> Editor:
     """Opens a bundle, with every file verified and every component loaded.
 
-    path: the bundle's folder. engine: a name ("openvino", "onnx"), or "auto": the fastest that is accurate on this
-    bundle, measured at the first open on a machine; `editor.engine.name` says which it is. device: "cpu", or "cuda:0"
-    and so on for a GPU (docs/gpu.md), where "auto" is "onnx". stream: the CUDA stream of a host application, to work
-    on it: an object with `__cuda_stream__`, PyCUDA's, or a handle; by default one of its own. threads: how many the
-    engine may use on a CPU, by default all cores. batch_size: how many images share one network evaluation; by default
-    65536 / size², on a GPU 262144 / size², at least 1.
+    path: the bundle's folder. engine: a name ("openvino", "onnx") or "auto"; by default $HSPACE_ENGINE, else "auto".
+    precision: of the U-Net's arithmetic, "fp32", "bf16", "fp16" or "auto"; by default $HSPACE_PRECISION, else "auto".
+    `hspace.choice` says what "auto" is; `editor.engine.name` and `editor.engine.precision` say what it is here.
+    device: "cpu", or "cuda:0" and so on for a GPU (docs/gpu.md), where "auto" is "onnx" in the graphs' own type.
+    stream: the CUDA stream of a host application, to work on it: an object with `__cuda_stream__`, PyCUDA's, or a
+    handle; by default one of its own. threads: how many the engine may use on a CPU, by default all cores.
+    batch_size: how many images share one network evaluation; by default as many as `engine.batch_pixels` has room for.
     Raises BundleError for a faulty bundle, EngineError for an engine that is unknown or cannot run here, DeviceError
     (one of its kind) for a GPU that is not there or cannot be used.
     """
     for name, value, most in (("threads", threads, 1024), ("batch_size", batch_size, MOST_IMAGES)):
         if value is not None:
             check_whole(name, value, 1, most)
-    if not isinstance(path, (str, Path)):
+    if not isinstance(path, (str, os.PathLike)):
         raise ArgumentError(f"path: found {type(path).__name__}, expected a bundle's folder")
+    path = Path(os.fsdecode(path))
     ordinal = ordinal_of(device)
     if ordinal is None and stream is not None:
         raise ArgumentError("stream: found one, and the device is the CPU")
+    from . import choice
+
+    options: dict[str, Any] = {"engine": engine, "precision": precision, "device": device}
+    options |= {"threads": threads, "batch_size": batch_size}
+    reopen = functools.partial(open, os.path.abspath(path), **options) if stream is None else None
     bundle = Bundle(path)
     if ordinal is None:
-        return Editor(bundle, open_engine(engine, bundle, threads), batch_size=batch_size)
+        chosen = choice.choose(bundle, engine, precision, threads)
+        return Editor(bundle, chosen.engine, batch_size=batch_size, exact=chosen.exact, reopen=reopen)
     from .executors import cuda
 
-    executor = cuda.open_executor(bundle, engine, ordinal, stream)
-    return Editor(bundle, executor.engine, batch_size=batch_size, executor=executor)
+    wanted, own = choice.asked_precision(precision), bundle.manifest.precision
+    if wanted not in ("auto", own):
+        raise ArgumentError(f"precision: found {wanted!r}, and {bundle.folder} runs in {own} on {device}")
+    executor = cuda.open_executor(bundle, choice.asked_engine(engine), ordinal, stream)
+    return Editor(bundle, executor.engine, batch_size=batch_size, executor=executor, reopen=reopen)
+
+
+class _Closed:
+    """What stands for the parts of an editor that is closed."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise ArgumentError("the editor is closed, expected one that is open")
 
 
 class Editor:
@@ -84,16 +110,27 @@ class Editor:
     Calls that return images return uint8 [N, H, W, 3], or with output="float32" the raw float32 [N, 3, H, W] in the
     model's range. On a GPU output="device" leaves that there, as a `cuda.arrays.DeviceArray`, and images may be arrays
     that are there: PyCUDA's, CuPy's, PyTorch's and others', uint8 [N, H, W, 3] or float32 [N, 3, H, W], contiguous.
-    `preset` names one of the bundle's, by default its default; `steps`, `sampler` ("ddim", "ddpm" or "ddpm_large"),
-    `t_edit` and `t_boost` override it. `seed` (0 … 2⁶⁴ − 1) chooses the noise of rows that draw; `noise` gives it
-    instead: float32 [rows that draw, N, 3, H, W]. `on_step` is called with a `Step` after each evaluation; where it
-    returns False the call raises Cancelled. An image's result does not depend on the batch that it was in.
+    `preset` names one of the bundle's, by default its default; `steps`, `sampler` ("ddim", "ddpm", "ddpm_large",
+    "dpmpp_2m", "bdia" or "obelm"), `t_edit` and `t_boost` (timesteps of the schedule) override it. `seed`
+    (0 … 2⁶⁴ − 1) chooses the noise of rows that draw; `noise` gives it instead: float32 [rows that draw, N, 3, H, W].
+    `on_step` is called with a `Step` after each evaluation; where it returns False the call raises Cancelled. An
+    image's result does not depend on the batch that it was in.
     """
 
     def __init__(
-        self, bundle: Bundle, engine: Any, *, batch_size: int | None = None, executor: Executor | None = None
+        self,
+        bundle: Bundle,
+        engine: Any,
+        *,
+        batch_size: int | None = None,
+        executor: Executor | None = None,
+        exact: Callable[[], Engine] | None = None,
+        reopen: Callable[[], Editor] | None = None,
     ) -> None:
-        """executor: what runs programs; by default the CPU's, on `engine`."""
+        """executor: what runs programs; by default the CPU's, on `engine`. exact: gives the engine, in float32, of
+        samplers that invert exactly; by default `engine`, and where that is not float32 they are refused. reopen:
+        opens another editor like this one, which is what pickle keeps; by default it cannot be pickled.
+        """
         manifest = bundle.manifest
         self.bundle = bundle
         self.engine = engine
@@ -101,6 +138,7 @@ class Editor:
         self.attributes = read_attributes(bundle)
         self._planner = Planner(bundle)
         self._runner = Runner(executor or OnHost(engine), self.size, batch_size)
+        self._exact, self._reopen = exact, reopen
         self._z_statistics: tuple[Float32, Float32] | None = None
         if manifest.z_sem is not None and manifest.z_sem.statistics is not None:
             entry, d = manifest.z_sem.statistics, manifest.z_sem.size
@@ -118,10 +156,14 @@ class Editor:
         sampler: str | None = None,
         t_edit: int | None = None,
         t_boost: int | None = None,
+        latent: Latent | None = None,
     ) -> Program:
-        """The table that a call of that kind runs; see `Planner.program`."""
+        """The table that a call of that kind runs; see `Planner.program`. latent: that a decode is given, since one
+        that an exact sampler made may be gone on from.
+        """
         plan = self._planner.plan(preset, steps, sampler, t_edit, t_boost)
-        return self._planner.program(kind, plan, self._compile(edits, 1, plan)[0], steps)
+        resume = latent is not None and self._start_of(latent, plan, quiet=True).x_prev is not None
+        return self._planner.program(kind, plan, self._compile(edits, 1, plan)[0], steps, resume=resume)
 
     # --- calls ------------------------------------------------------------------------------------------
 
@@ -136,8 +178,10 @@ class Editor:
     ) -> Latent:
         """The codes of images: z_sem from the encoder (DiffAE), x_T by DDIM inversion conditioned on it.
 
-        images: a PIL image, a path, a sequence of either, uint8 [N, H, W, 3] or [H, W, 3], or float32 [N, 3, H, W] in
-        [−1, 1]. resize: centre-crop and resize those of another size. steps: 1 … 1000.
+        images: one image, an iterable of images, or a batch: uint8 [N, H, W, 3], or float32 [N, 3, H, W] in [−1, 1].
+        One image is a path, a PIL image, a file's bytes, an open binary file, uint8 [H, W, 3] or float32 [3, H, W];
+        arrays are NumPy's, or others' that offer DLPack. resize: centre-crop and resize those of another size, except
+        float32. steps: 1 … 1000.
         Source: Preechakul et al. 2022, equation 8; Kwon et al. 2023, section 3; Song et al. 2021, section 4.3.
         """
         x = self._load(images, resize)
@@ -176,7 +220,7 @@ class Editor:
         noise_source = draws(seed, noise, image_numbers, programs, self._shape)
         check_output(output, self._runner.executor.on_device)
         progress = Progress(on_step, self._runner.evaluations(len(latent), programs[0]))
-        return self._decode(latent, compiled, programs, noise_source, progress, output)
+        return self._decode(plan, latent, compiled, programs, noise_source, progress, output)
 
     def edit(
         self,
@@ -205,7 +249,7 @@ class Editor:
         check_output(output, self._runner.executor.on_device)
         progress = Progress(on_step, self._runner.evaluations(len(x), program, programs[0]))
         latent = self._start_of(self._encode(x, plan, preset, program, progress), plan)
-        return self._decode(latent, compiled, programs, noise_source, progress, output)
+        return self._decode(plan, latent, compiled, programs, noise_source, progress, output)
 
     def reconstruct(self, images: Images, *, resize: bool = False, **run: Unpack[Run]) -> NDArray[Any]:
         """Encodes, then decodes unchanged: what the model makes of the images themselves. run: as `edit` takes it."""
@@ -260,18 +304,18 @@ class Editor:
         return found.reshape(len(latent), *shape, *found.shape[1:])
 
     def timeline(
-        self, latent: Latent, frames: int = 8, *, edits: Edits | None = None, **run: Unpack[Run]
+        self, latent: Latent, frames: int | None = None, *, edits: Edits | None = None, **run: Unpack[Run]
     ) -> tuple[NDArray[np.int64], NDArray[Any]]:
-        """What a decode sees of its image along the way: P_t at `frames` of its steps, the first and last among them.
+        """What a decode sees of its image along the way: P_t at `frames` of its steps, the first and last among them;
+        by default at 8, or at all where there are fewer.
 
         Returns the timesteps, int64 [F], and the images, [F, N, …] of what `decode` returns. run: as `decode` takes it.
         Source: Kwon et al. 2023, section 3.4 (figure 4).
         """
         self.check_latent(latent)
         check_output(run.get("output", "uint8"), on_device=False)  # the frames come by on_step, and so on the host
-        plan = self._planner.plan(run.get("preset"), one_way(run.get("steps")), run.get("sampler"))
-        resume = self._start_of(latent, plan).x_prev is not None
-        program = self._planner.decode(plan, Edit(), resume=resume)
+        preset, steps, sampler = run.get("preset"), one_way(run.get("steps")), run.get("sampler")
+        program = self.program("decode", preset=preset, steps=steps, sampler=sampler, latent=latent)
         run["on_step"] = recorder = Timeline(frames, program, run.get("on_step"))
         self.decode(latent, edits, **run)
         p, _ = recorder.frames()
@@ -306,7 +350,7 @@ class Editor:
         Source: Jeong et al. 2024 (InjectFusion), section 3.1.
         """
         self.check_latent(latent)
-        x = self._load(content, resize)
+        x = self._load(content, resize, "content")
         if len(x) not in (1, len(latent)):
             raise ArgumentError(f"content: found {len(x)} images, expected 1, or one for each of {len(latent)} latents")
         amounts = amounts_of(strength, len(latent))
@@ -328,7 +372,7 @@ class Editor:
         progress = Progress(recorder, self._runner.evaluations(len(x), program))
         progress.total += self._runner.evaluations(len(latent), programs[0])
         self._encode(x, plan, preset, program, progress)  # which fills the tables
-        return self._decode(latent, compiled, programs, noise_source, progress, output)
+        return self._decode(plan, latent, compiled, programs, noise_source, progress, output)
 
     def sample(
         self,
@@ -353,7 +397,8 @@ class Editor:
 
         The seed draws x_T and the latent DDIM's start; x_T (float32 [count, 3, H, W]) and z_noise (float32 [count, D])
         give them instead. accept: z_direction attribute → the least logit that a drawn z_sem must have to be kept;
-        drawing goes on until there are `count`, or 1000 draws for each wanted one were not enough (ArgumentError).
+        drawing goes on until there are `count`. ArgumentError is raised where 1000 draws for each wanted one were not
+        enough, and where the first 256 show that they will not be: their logits stay far below what is wanted.
         Source: Preechakul et al. 2022, section 4; few-shot conditional sampling, section 5.6.
         """
         check_whole("count", count)
@@ -365,8 +410,8 @@ class Editor:
         x_T = start("x_T", x_T, count, self._shape, seed, Stream.X_T)
         progress = Progress(on_step, self._runner.evaluations(count, programs[0]))
         z_sem = self._draw_z(count, plan, latent_steps, seed, z_noise, accept, progress)
-        latent = Latent(x_T, z_sem, provenance=self._provenance(plan, preset))
-        return self._decode(latent, compiled, programs, noise_source, progress, output)
+        latent = Latent(x_T, z_sem, provenance=self._provenance(plan, preset, encoded=False))
+        return self._decode(plan, latent, compiled, programs, noise_source, progress, output)
 
     def draw(
         self,
@@ -383,7 +428,7 @@ class Editor:
         plan, progress = self._planner.plan(preset), Progress(on_step)
         x_T = start("x_T", None, count, self._shape, check_seed(seed), Stream.X_T)
         z_sem = self._draw_z(count, plan, latent_steps, seed, None, accept, progress)
-        return Latent(x_T, z_sem, provenance=self._provenance(plan, preset))
+        return Latent(x_T, z_sem, provenance=self._provenance(plan, preset, encoded=False))
 
     def vary(self, latent: Latent, count: int, *, edits: Edits | None = None, **run: Unpack[Run]) -> NDArray[Any]:
         """`count` variations of each of the latent's images, in order: z_sem kept, x_T drawn anew.
@@ -396,7 +441,8 @@ class Editor:
         check_whole("count", count)
         z_sem = np.repeat(latent.z_sem, count, axis=0)
         x_T = start("x_T", None, len(z_sem), self._shape, check_seed(run.get("seed", 0)), Stream.X_T)
-        return self.decode(Latent(x_T, z_sem, provenance=latent.provenance), edits, **run)
+        drawn = {k: v for k, v in latent.provenance.items() if k != "encode_steps"}  # of which x_T is no longer
+        return self.decode(Latent(x_T, z_sem, provenance=drawn), edits, **run)
 
     def encode_z(self, images: Images, *, resize: bool = False) -> Float32:
         """z_sem alone, float32 [N, D]: one evaluation of the encoder, and no inversion.
@@ -438,15 +484,52 @@ class Editor:
         self._with_content(edits, Content(np.zeros(1, np.int64), np.zeros(1, np.float32), 1.0), 1)
 
     def close(self) -> None:
-        """Frees what the editor holds on a GPU, the networks included; nothing else may be asked of it then."""
-        close = getattr(self._runner.executor, "close", None)
+        """Frees the networks, and what the editor holds on a GPU. Every call after that, but this, is an ArgumentError.
+
+        `with hspace.open(…) as editor:` closes it at the end. Calls that other threads have under way may fail.
+        """
+        close = getattr(self._runner.executor, "close", None) if not self._is_closed else None
+        self._runner = self._planner = self.engine = cast(Any, _Closed())
+        self._exact = None
         if close is not None:
             close()
+
+    def __enter__(self) -> Editor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        manifest, n = self.bundle.manifest, len(self.attributes)
+        model = f"{manifest.name!r}: {manifest.family}, {self.size}×{self.size}, {n} attribute{'s' * (n != 1)}"
+        if self._is_closed:
+            return f"<hspace.Editor of {model}; closed>"
+        device = getattr(self._runner.executor, "device", None)
+        on = "cpu" if device is None else device.name
+        return f"<hspace.Editor of {model}; {self.engine.name} in {self.engine.precision} on {on}>"
+
+    def __reduce__(self) -> tuple[Callable[[], Editor], tuple[()]]:
+        """Pickled as the bundle's path and `open`'s options: another process opens the bundle, as it is there then."""
+        if self._reopen is None or self._is_closed:
+            why = "it is closed" if self._is_closed else "`hspace.open` did not make it, or it works on a host's stream"
+            raise ArgumentError(f"pickle: this editor cannot be opened elsewhere: {why}")
+        return self._reopen, ()
+
+    @property
+    def _is_closed(self) -> bool:
+        return isinstance(self._runner, _Closed)
 
     @property
     def batch_size(self) -> int:
         """How many images share one network evaluation."""
         return self._runner.batch_size
+
+    def engine_of(self, preset: str | None = None, sampler: str | None = None) -> Engine:
+        """What evaluates the networks in a call with this preset and sampler: `engine`, or where the sampler inverts
+        exactly, and `engine` is not in float32, its like that is. Raises ArgumentError where there is none.
+        """
+        return self._runner_of(self._planner.plan(preset, sampler=sampler)).executor.engine
 
     # --- inside -----------------------------------------------------------------------------------------
 
@@ -454,21 +537,36 @@ class Editor:
     def _shape(self) -> tuple[int, int, int]:
         return 3, self.size, self.size
 
-    def _load(self, images: Images, resize: bool) -> Any:
+    def _load(self, images: Images, resize: bool, name: str = "images") -> Any:
         """Any accepted form of images as float32 [N, 3, H, W]: on the host, or on the GPU where they are there."""
+        executor = self._runner.executor
         if is_foreign(images):
-            images = self._runner.executor.images(images)
-        return images if is_foreign(images) else load_images(images, self.size, resize=resize)
+            images = executor.images(images)
+        return images if is_foreign(images) else load_images(images, self.size, resize=resize, name=name)
 
-    def _provenance(self, plan: Preset, preset: str | None) -> dict[str, str]:
-        manifest = self.bundle.manifest
+    def _runner_of(self, plan: Preset) -> Runner:
+        """What runs the plan's programs; see `engine_of`."""
+        if not SAMPLERS[plan.sampler].exact or self.engine.precision == "fp32":
+            return self._runner
+        if self._exact is None:
+            raise ArgumentError(
+                f"sampler: {plan.sampler} inverts exactly in float32 alone, and this editor runs in "
+                f"{self.engine.precision}: expected precision='fp32' or 'auto' and a bundle of float32 graphs"
+            )
+        return Runner(OnHost(self._exact()), self.size, self.batch_size)
+
+    def _provenance(self, plan: Preset, preset: str | None, *, encoded: bool = True) -> dict[str, str]:
+        """What made a latent. encoded: whether an inversion did; else its x_T is drawn."""
+        manifest, engine = self.bundle.manifest, self._runner_of(plan).executor.engine
         return {
             "bundle": manifest.name,
             "checkpoint": manifest.provenance.checkpoint_sha256,
             "preset": self.bundle.preset(preset)[0],
             "sampler": plan.sampler,
             "spacing": plan.spacing,
-            "encode_steps": str(plan.encode_steps),
+            **({"encode_steps": str(plan.encode_steps)} if encoded else {}),
+            "engine": engine.name,
+            "precision": engine.precision,
         }
 
     def _compile(self, edits: Edits | None, count: int, plan: Preset) -> list[Edit]:
@@ -506,27 +604,34 @@ class Editor:
             raise ArgumentError("accept: z_noise gives as many draws as there are images, so none can be left out")
         assert self._z_statistics is not None  # the manifest's checks say so, where there is a latent DDIM
         mean, std = self._z_statistics
+        least = np.array([x for _, x in directions], np.float32)
         kept: list[Float32] = []
+        logits = np.empty((0, len(directions)), np.float32)  # of every draw so far
         drawn = 0
         while len(kept) < count:
-            if drawn >= 1000 * count:
-                raise ArgumentError(
-                    f"accept: kept {len(kept)} of {drawn} draws, expected {count}; lower logits accept more"
-                )
-            n = count if not directions else min(max(count, self.batch_size), 1000 * count - drawn)
+            check_acceptance(accept or {}, logits, count, len(kept))
+            n = max(self.batch_size, min(count, FIRST_DRAWS)) if directions else count
+            n = min(n, MOST_DRAWS * count - drawn)
             noise = start("z_noise", given, n, mean.shape, seed, Stream.Z_SEM, first=drawn)
             progress.total += self._runner.evaluations(n, program)
             z_sem = self._runner.sample_z(noise, program, progress) * std + mean
-            accepted = [direction.logit(z_sem) >= least for direction, least in directions]
-            kept += list(z_sem[np.all(accepted, axis=0)] if accepted else z_sem)
             drawn += n
+            if not directions:
+                return z_sem
+            new = np.stack([direction.logit(z_sem) for direction, _ in directions], axis=1)
+            kept += list(z_sem[(new >= least).all(axis=1)])
+            logits = np.concatenate([logits, new])
         return np.stack(kept[:count])
 
-    def _start_of(self, latent: Latent, plan: Preset) -> Latent:
-        """The latent as a decode starts from it: without x_prev unless it can go on from there."""
-        if latent.x_prev is None or self._planner.resumes(plan, latent.provenance):
-            return latent
-        return Latent(latent.x_T, latent.z_sem, None, latent.provenance)
+    def _start_of(self, latent: Latent, plan: Preset, *, quiet: bool = False) -> Latent:
+        """The latent as a decode starts from it: without x_prev unless it can go on from there. Warns, unless `quiet`,
+        where the decode cannot undo the encode.
+        """
+        resumes = latent.x_prev is not None and self._planner.resumes(plan, latent.provenance)
+        told = self._planner.cannot_undo(plan, latent.provenance, resumes)
+        if told is not None and not quiet:
+            warnings.warn(told, LatentWarning, stacklevel=3)
+        return latent if resumes else Latent(latent.x_T, latent.z_sem, None, latent.provenance)
 
     def _decode_programs(self, plan: Preset, edits: list[Edit], *, resume: bool = False) -> list[Program]:
         """One program per image, the same object where the tables are the same."""
@@ -538,11 +643,12 @@ class Editor:
 
     def _encode(self, x: Any, plan: Preset, preset: str | None, program: Program, progress: Progress) -> Latent:
         z_sem = None if self.bundle.manifest.z_sem is None else self._runner.encode_z(x)
-        x_T, x_prev = self._runner.encode(x, z_sem, program, progress)
+        x_T, x_prev = self._runner_of(plan).encode(x, z_sem, program, progress)
         return Latent(x_T, z_sem, x_prev, self._provenance(plan, preset))
 
     def _decode(
         self,
+        plan: Preset,
         latent: Latent,
         edits: list[Edit],
         programs: list[Program],
@@ -553,7 +659,8 @@ class Editor:
         if latent.z_sem is not None and any(e.directions for e in edits):
             z_sem = np.stack([e.move(z) for z, e in zip(latent.z_sem, edits, strict=True)])
             latent = Latent(latent.x_T, z_sem, latent.x_prev, latent.provenance)
-        x = self._runner.decode(latent, edits, programs, noise, progress, on_device=output == "device")
+        on_device = output == "device"
+        x = self._runner_of(plan).decode(latent, edits, programs, noise, progress, on_device=on_device)
         return to_uint8(x) if output == "uint8" else x
 
     def check_latent(self, latent: Latent) -> None:

@@ -1,5 +1,9 @@
 """The one family of errors: each message names the file or argument, what was found and what was expected."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+
 
 class HspaceError(Exception):
     """Base of every error that hspace raises on purpose. `exit_code` is what the command line exits with."""
@@ -53,6 +57,10 @@ class LatentError(HspaceError):
     exit_code = 8
 
 
+class LatentWarning(UserWarning):
+    """A decode cannot give back the images of a latent, which another sampler made."""
+
+
 class ProgramError(HspaceError):
     """A program's file or its rows are malformed."""
 
@@ -63,3 +71,22 @@ class Cancelled(HspaceError):
     """`on_step` returned False."""
 
     exit_code = 130
+
+
+def needs(what: str, package: str | None, extra: str) -> str:
+    """The message where `what` needs a package that is not installed. package: as an ImportError names it."""
+    return f"{what} needs the package {(package or '').partition('.')[0]}, of the extra {extra}: {install(extra)}"
+
+
+def install(extra: str) -> str:
+    """How to have one of hspace's extras. It is installed from a clone or from a wheel, so there is a line for each."""
+    return f"pip install '.[{extra}]' in a clone of hspace, or pip install 'hspace-….whl[{extra}]'"
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest of the known ones; empty where none is near."""
+    import difflib  # which `import hspace` does without
+
+    lower = {k.lower(): k for k in known}
+    near = [lower[k] for k in difflib.get_close_matches(str(name)[:100].lower(), lower, n=3, cutoff=0.5)]
+    return f"; did you mean {' or '.join(near)}?" if near else ""

@@ -3,44 +3,123 @@
 from __future__ import annotations
 
 import io
+import os
 import re
-from collections.abc import Iterator, Sequence
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ArgumentError, ImageError, OutputError
-from .files import check_file, write_atomically
+from .checks import MOST_IMAGES, check_whole
+from .errors import ArgumentError, HspaceError, ImageError, OutputError
+from .files import check_file, read_file, write_atomically
+from .sniff import found_in
 
 if TYPE_CHECKING:
     import PIL.Image
 
-Images = Any  # a PIL image, a path, an array, or a sequence of images and paths
+Images = Any  # what `load_images` takes
+_EXPECTED = "an image, a path, an array or a sequence of at least one"
 MAX_PIXELS = 2**26  # 64 Mpx, checked against the header before anything is decoded
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 WRITABLE = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
+MOST_BYTES = 2**29  # of a file, read whole: 64 Mpx at 8 bytes each
+MOST_RECORD = 2**15 - 256  # characters; UTF-16 in JPEG's 64 KiB for EXIF
+_TURNS = {  # EXIF's Orientation → a member of PIL.Image.Transpose
+    **{2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE"},
+    **{6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"},
+}
+_ORIENTATION, _SUBFILE_TYPE, _DNG_VERSION = 0x0112, 0x00FE, 0xC612
+_RECORD, _EXIF, _USER_COMMENT = "hspace", 0x8769, 0x9286
+_COMMENTS = ((b"ASCII\0\0\0", "ascii"), (b"UNICODE\0", "utf-16-le"))  # Exif 2.32, 4.6.5: how a UserComment begins
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
-def load_images(images: Images, size: int, *, resize: bool = False) -> NDArray[np.float32]:
+def load_images(images: Images, size: int, *, resize: bool = False, name: str = "images") -> NDArray[np.float32]:
     """Any accepted form of images as float32 [N, 3, size, size] in [−1, 1].
 
-    images: a PIL image, a path, a sequence of either, uint8 [N, H, W, 3] or [H, W, 3], or float32 [N, 3, H, W]
-    in [−1, 1]. resize: centre-crop and resize PIL images, files and uint8 arrays of another size; without it
-    they are refused. Raises ImageError, or ArgumentError for an array of another kind.
+    images: one image, or an iterable of them in order; or a batch, uint8 [N, H, W, 3] or float32 [N, 3, H, W] in
+    [−1, 1]. One image is a path, a PIL image, a file's contents (bytes, or a binary file that is open), uint8 [H, W, 3]
+    or float32 [3, H, W]. An array is NumPy's, or any other's that offers DLPack or `__array__`, such as PyTorch's on
+    the CPU. resize: centre-crop and resize what is not float32 and of another size; without it that is refused.
+    name: of the argument, for messages; those on one of several images name it, as in "images[3]".
+    Raises ImageError for a file or image that cannot be taken, ArgumentError for arguments that are no images.
     """
+    if is_array(images):
+        return _from_array(images, name, size, resize)
+    if _is_encoded(images):
+        return _from_encoded(images, "image" if name == "images" else name, size, resize)
+    if not isinstance(images, Iterable) or isinstance(images, (Mapping, Set)):
+        raise ArgumentError(f"{name}: found {type(images).__name__}, expected {_EXPECTED}")
+    loaded: list[NDArray[np.float32]] = []
+    for i, image in enumerate(images):
+        where = f"{name}[{i}]"
+        if i == MOST_IMAGES:
+            raise ArgumentError(f"{name}: found more than {MOST_IMAGES}")
+        if is_array(image):
+            loaded.append(_from_array(image, where, size, resize))
+            if len(loaded[-1]) != 1:
+                raise ArgumentError(f"{where}: found a batch of {len(loaded[-1])}, expected one image")
+        elif _is_encoded(image):
+            loaded.append(_from_encoded(image, where, size, resize))
+        else:
+            raise ArgumentError(f"{where}: found {type(image).__name__} in a sequence, expected an image or a path")
+    if not loaded:
+        raise ArgumentError(f"{name}: found {type(images).__name__}, expected {_EXPECTED}")
+    return np.concatenate(loaded)
+
+
+def is_array(images: object) -> bool:
+    """Whether it is an array of some library, not a PIL image, which offers an array as well."""
     import PIL.Image
 
+    if isinstance(images, memoryview):
+        return images.ndim > 1  # with one dimension it is a file's contents
+    if isinstance(images, (PIL.Image.Image, str, bytes)):
+        return False
+    return any(hasattr(images, way) for way in ("__dlpack__", "__array__", "__array_interface__"))
+
+
+def _is_encoded(image: object) -> bool:
+    """Whether it is one image in a form that is decoded: Pillow's, a path, a file's contents or an open file."""
+    import PIL.Image
+
+    kinds = (PIL.Image.Image, str, os.PathLike, bytes, bytearray, memoryview)
+    return isinstance(image, kinds) or callable(getattr(image, "read", None))
+
+
+def _from_array(images: Any, name: str, size: int, resize: bool) -> NDArray[np.float32]:
+    import PIL.Image
+
+    array = _as_numpy(images, name)
+    if array.dtype == np.uint8 and array.ndim in (3, 4) and array.shape[-1] == 3 and array.size:
+        batch = array.reshape(-1, *array.shape[-3:])
+        if batch.shape[1:3] != (size, size):
+            batch = np.stack([_fit(PIL.Image.fromarray(i), name, size, resize) for i in batch])
+        return _normalise(batch)
+    if array.dtype == np.float32 and array.ndim in (3, 4) and array.shape[-3] == 3 and array.size:
+        if array.shape[-2:] != (size, size):
+            raise ImageError(f"{name}: found {array.shape[-1]}×{array.shape[-2]} pixels, expected {size}×{size}")
+        if not np.isfinite(array).all() or np.abs(array).max() > 1 + 1e-3:
+            raise ImageError(f"{name}: found float32 values outside [-1, 1], expected the model's range")
+        return np.ascontiguousarray(array.reshape(-1, 3, size, size))
+    floats = "" if array.dtype == np.uint8 else ", or float32 [N, 3, H, W] or [3, H, W]"
+    expected = f"{'uint8 ' * bool(floats)}[N, H, W, 3] or [H, W, 3]{floats}"
+    raise ArgumentError(f"{name}: found {array.dtype} {list(array.shape)}, expected {expected}")
+
+
+def _as_numpy(images: Any, name: str) -> NDArray[Any]:
+    """An array of any library on the CPU as NumPy's, by DLPack where it offers that, without importing the library."""
     if isinstance(images, np.ndarray):
-        return _from_array(images, size, resize)
-    if isinstance(images, (str, Path, PIL.Image.Image)):
-        images = [images]
-    if not isinstance(images, Sequence) or not images:
-        raise ArgumentError(f"images: found {type(images).__name__}, expected an image, a path, an array or a sequence")
-    return _normalise(np.stack([_load_one(i, size, resize) for i in images]))
+        return images
+    try:
+        return np.from_dlpack(images) if hasattr(images, "__dlpack__") else np.asarray(images)
+    except Exception as e:  # libraries raise errors of many types, for gradients, sparse tensors, other devices, …
+        raise ArgumentError(f"{name}: found {type(images).__name__} that NumPy cannot read: {str(e)[:200]}") from None
 
 
 def _normalise(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -49,80 +128,101 @@ def _normalise(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
 
 
-def _from_array(array: NDArray[Any], size: int, resize: bool) -> NDArray[np.float32]:
-    import PIL.Image
-
-    if array.dtype == np.uint8:
-        batch = array[None] if array.ndim == 3 else array
-        if batch.ndim != 4 or batch.shape[3] != 3 or 0 in batch.shape:
-            raise ArgumentError(f"images: found uint8 {list(array.shape)}, expected [N, H, W, 3] or [H, W, 3]")
-        if batch.shape[1:3] == (size, size):
-            return _normalise(batch)
-        return _normalise(np.stack([_fit(PIL.Image.fromarray(i), "images", size, resize) for i in batch]))
-    if array.dtype == np.float32 and array.ndim == 4 and array.shape[1] == 3 and len(array):
-        if array.shape[2:] != (size, size):
-            raise ImageError(f"images: found {array.shape[3]}×{array.shape[2]} pixels, expected {size}×{size}")
-        if not np.isfinite(array).all() or np.abs(array).max() > 1 + 1e-3:
-            raise ImageError("images: found float32 values outside [-1, 1], expected the model's range")
-        return np.ascontiguousarray(array)
-    raise ArgumentError(
-        f"images: found {array.dtype} {list(array.shape)}, expected uint8 [N, H, W, 3] or float32 [N, 3, H, W]"
-    )
-
-
-def _load_one(image: Any, size: int, resize: bool) -> NDArray[np.uint8]:
+def _from_encoded(image: Any, name: str, size: int, resize: bool) -> NDArray[np.float32]:
     import PIL.Image
 
     if isinstance(image, PIL.Image.Image):
-        with _as_image_error("image"):
-            _check_header(image, "image")
-            return _fit(_to_rgb(image, "image"), "image", size, resize)
-    if not isinstance(image, (str, Path)):
-        raise ArgumentError(f"images: found {type(image).__name__} in a sequence, expected an image or a path")
-    with _opened(image) as opened:
-        return _fit(_to_rgb(opened, str(image)), str(image), size, resize)
+        with _as_image_error(name, None):
+            _check_header(image, name)
+            pixels = _fit(_to_rgb(image, name), name, size, resize)
+    elif isinstance(image, (str, os.PathLike)):
+        path = os.fsdecode(image)
+        where = f"{name}: {path}" if name.endswith("]") else path  # a single file's name says enough
+        with _opened(path, where) as opened:
+            pixels = _fit(_to_rgb(opened, where), where, size, resize)
+    else:
+        with _decoded(io.BytesIO(_contents(image, name)), name) as opened:
+            pixels = _fit(_to_rgb(opened, name), name, size, resize)
+    return _normalise(pixels[None])
+
+
+def _contents(image: Any, name: str) -> bytes:
+    """A file's bytes: given as such, or read to its end, where it is open."""
+    if not isinstance(image, (bytes, bytearray, memoryview)):
+        try:
+            image = image.read(MOST_BYTES + 1)
+        except OSError as e:
+            raise ImageError(f"{name}: cannot be read: {e.strerror or e}") from None
+        if not isinstance(image, bytes):
+            raise ArgumentError(f"{name}: found a file of {type(image).__name__}, expected one of bytes (mode 'rb')")
+    if len(image) > MOST_BYTES:
+        raise ImageError(f"{name}: found more than {MOST_BYTES} bytes, expected at most that")
+    return bytes(image)
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[PIL.Image.Image]:
-    """An image file, its header checked, its pixels not decoded yet; any decoder's error is an ImageError."""
-    import PIL.Image
-
+def _opened(path: str | Path, where: str) -> Iterator[PIL.Image.Image]:
+    """An image file as `_decoded` has it."""
     check_file(path, ImageError)
-    with _as_image_error(str(path)), PIL.Image.open(path, formats=FORMATS) as opened:
-        _check_header(opened, str(path))
+    with _as_image_error(where, None), open(path, "rb") as file, _decoded(file, where) as opened:
         yield opened
 
 
 @contextmanager
-def _as_image_error(where: str) -> Iterator[None]:
+def _decoded(file: BinaryIO, where: str) -> Iterator[PIL.Image.Image]:
+    """An image, its header checked, its pixels not decoded yet; any decoder's error is an ImageError."""
+    import PIL.Image
+    from PIL.JpegImagePlugin import JpegImageFile
+
+    with _as_image_error(where, file):
+        is_jpeg = file.read(3) == b"\xff\xd8\xff"
+        file.seek(0)
+        # of a JPEG, the first picture alone: those after it (MPO) are previews, depths and other eyes' views
+        with JpegImageFile(file) if is_jpeg else PIL.Image.open(file, formats=FORMATS) as opened:
+            _check_header(opened, where)
+            yield opened
+
+
+@contextmanager
+def _as_image_error(where: str, file: BinaryIO | None) -> Iterator[None]:
+    """Whatever goes wrong within as an ImageError that says which it is: a shortage, or what the file is."""
     import PIL.Image
 
     try:
         yield
-    except ImageError:
+    except HspaceError:
         raise
     except PIL.Image.DecompressionBombError:
         limit = 2 * (PIL.Image.MAX_IMAGE_PIXELS or 0)
         raise ImageError(f"{where}: found more than {limit} pixels, expected at most {MAX_PIXELS}") from None
-    except Exception:  # decoders raise errors of many types, and their text is not for our users
-        raise ImageError(f"{where}: expected an image ({', '.join(FORMATS)})") from None
+    except Exception as e:  # decoders raise errors of many types, and their text is not for our users
+        if isinstance(e, MemoryError) or "out of memory" in str(e):
+            raise ImageError(f"{where}: not enough memory to decode it") from None
+        if isinstance(e, OSError) and e.errno:
+            raise ImageError(f"{where}: cannot be read: {e.strerror}") from None
+        found = "one that does not decode" if file is None else found_in(file)
+        raise ImageError(f"{where}: expected an image ({', '.join(FORMATS)}), found {found}") from None
 
 
 def check_files(paths: Sequence[Path], size: int, *, resize: bool = False) -> None:
     """Raises ImageError for the first file that `load_images` would refuse for what its header says."""
     for path in paths:
-        with _opened(path) as opened:
+        with _opened(path, str(path)) as opened:
             if not resize:
                 _check_size(opened.size, str(path), size)  # a square, so an EXIF rotation changes nothing
 
 
 def _check_header(image: PIL.Image.Image, where: str) -> None:
-    """Refuses what can be told without decoding: too many pixels, animation, more than 8 bits a channel."""
+    """Refuses what can be told without decoding: too many pixels, several pictures, more than 8 bits a channel."""
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(f"{where}: found {image.width}×{image.height} pixels, expected at most {MAX_PIXELS}")
-    if getattr(image, "n_frames", 1) > 1:
-        raise ImageError(f"{where}: an animation, expected a single picture")
+    count = getattr(image, "n_frames", 1)
+    if count > 1 and image.format != "MPO":  # a PIL image of those stands at its first picture, or where it was put
+        found = f"{count} pages" if image.format == "TIFF" else "an animation"
+        raise ImageError(f"{where}: {found}, expected a single picture")
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(_DNG_VERSION) or tags.get(_SUBFILE_TYPE) == 1:
+        raise ImageError(f"{where}: the preview of a raw photograph, expected an image (convert the photograph first)")
     raw = " ".join(str(args) for _, _, _, args in getattr(image, "tile", ()))  # 16-bit RGB opens as mode RGB
     if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr") or re.search(
         r"(?<!BGR);16", raw
@@ -133,15 +233,42 @@ def _check_header(image: PIL.Image.Image, where: str) -> None:
 
 def _to_rgb(image: PIL.Image.Image, where: str) -> PIL.Image.Image:
     """EXIF orientation applied; L, P, CMYK and opaque RGBA converted; transparency refused."""
-    from PIL import ImageOps
-
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        alpha = image.convert("RGBA")
-        if alpha.getchannel("A").getextrema() != (255, 255):
+    has_alpha = image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info
+    rgb = image.convert("RGBA" if has_alpha else "RGB")
+    if has_alpha:
+        if rgb.getchannel("A").getextrema() != (255, 255):
             raise ImageError(f"{where}: has transparent pixels, expected an opaque image")
-        return alpha.convert("RGB")
-    return image.convert("RGB")
+        rgb = rgb.convert("RGB")
+    return _turned(rgb, image)
+
+
+def _turned(rgb: PIL.Image.Image, image: PIL.Image.Image) -> PIL.Image.Image:
+    """As EXIF's Orientation says, whatever is wrong with other tags; as it is where that one cannot be read."""
+    import PIL.Image
+
+    try:
+        turn = _TURNS.get(_orientation(image.info.get("exif", b"")) or image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # of many types: the tags are a stranger's, and viewers show the picture
+        turn = None
+    return rgb if turn is None else rgb.transpose(PIL.Image.Transpose[turn])
+
+
+def _orientation(exif: bytes) -> int | None:
+    """EXIF's Orientation by itself, as Pillow reads no tag after a malformed one (Exif 2.32, 4.6.2: TIFF's IFD)."""
+    data = exif.removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(data[:2])
+    if order is None:
+        return None
+    try:
+        (first,) = struct.unpack_from(f"{order}I", data, 4)
+        (count,) = struct.unpack_from(f"{order}H", data, first)
+        for at in range(first + 2, first + 2 + 12 * count, 12):
+            tag, kind = struct.unpack_from(f"{order}HH", data, at)
+            if tag == _ORIENTATION and kind in (1, 3, 4):
+                return int(struct.unpack_from(order + {1: "B", 3: "H", 4: "I"}[kind], data, at + 8)[0])
+    except struct.error:  # it ends here
+        pass
+    return None
 
 
 def _fit(image: PIL.Image.Image, where: str, size: int, resize: bool) -> NDArray[np.uint8]:
@@ -171,18 +298,89 @@ def to_uint8(x: NDArray[np.float32]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)).astype(np.uint8)
 
 
-def save_image(path: str | Path, pixels: NDArray[np.uint8]) -> None:
-    """Writes uint8 [H, W, 3] in the format that the suffix names (.png, .jpg, .webp, .bmp), whole or not at all."""
+def encode_image(
+    pixels: NDArray[np.uint8],
+    suffix: str,
+    *,
+    record: str | None = None,
+    quality: int | None = None,
+    name: str = "image",
+) -> bytes:
+    """A file's bytes of uint8 [H, W, 3], in the format that the suffix names (.png, .jpg, .jpeg, .webp, .bmp).
+
+    record: a text of at most MOST_RECORD characters on what made the image, for `read_record`: a PNG has it as iTXt
+    "hspace", JPEG and WEBP have it as EXIF's UserComment, BMP cannot hold it and has none. quality: 1 … 100, of JPEG
+    and WEBP; by default 95. name: of the image, for messages.
+    Raises ArgumentError for arguments that are none of these, OutputError for a size that the format cannot hold.
+    """
     import PIL.Image
 
-    suffix = Path(path).suffix.lower()
-    if suffix not in WRITABLE:
-        raise ArgumentError(f"{path}: found the suffix {suffix!r}, expected one of {', '.join(WRITABLE)}")
+    if suffix.lower() not in WRITABLE:
+        raise ArgumentError(f"{name}: found the suffix {suffix!r}, expected one of {', '.join(WRITABLE)}")
+    kind = WRITABLE[suffix.lower()]
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ArgumentError(f"{name}: found {pixels.dtype} {list(pixels.shape)}, expected uint8 [H, W, 3]")
+    lossy = kind in ("JPEG", "WEBP")
+    if quality is not None:
+        check_whole("quality", quality, 1, 100)
+        if not lossy:
+            raise ArgumentError(f"{name}: found a quality for {kind}, expected it for JPEG or WEBP")
+    options = record_options(record, kind) | ({"quality": 95 if quality is None else quality} if lossy else {})
     buffer = io.BytesIO()
-    options = {"quality": 95} if WRITABLE[suffix] in ("JPEG", "WEBP") else {}
     try:
-        PIL.Image.fromarray(pixels).save(buffer, WRITABLE[suffix], **options)
+        PIL.Image.fromarray(pixels).save(buffer, kind, **options)
     except (OSError, ValueError):
         height, width = pixels.shape[:2]
-        raise OutputError(f"{path}: {WRITABLE[suffix]} cannot hold {width}×{height} pixels") from None
-    write_atomically(Path(path), buffer.getvalue())
+        raise OutputError(f"{name}: {kind} cannot hold {width}×{height} pixels") from None
+    return buffer.getvalue()
+
+
+def save_image(
+    path: str | Path, pixels: NDArray[np.uint8], *, record: str | None = None, quality: int | None = None
+) -> None:
+    """Writes what `encode_image` gives for the path's suffix, whole or not at all."""
+    data = encode_image(pixels, Path(path).suffix, record=record, quality=quality, name=str(path))
+    write_atomically(Path(path), data)
+
+
+def record_options(record: str | None, kind: str) -> dict[str, Any]:
+    """The options of Pillow's `save` that put a record into a file of that format; none where it has no place."""
+    import PIL.Image
+    from PIL.PngImagePlugin import PngInfo
+
+    if record is None:
+        return {}
+    if len(record) > MOST_RECORD or "\0" in record or re.search("[\ud800-\udfff]", record):
+        raise ArgumentError(f"record: expected a text of at most {MOST_RECORD} characters")
+    if kind == "PNG":
+        text = PngInfo()
+        text.add_itxt(_RECORD, record)
+        return {"pnginfo": text}
+    if kind == "GIF":
+        return {"comment": record.encode()}
+    if kind in ("JPEG", "WEBP"):
+        exif = PIL.Image.Exif()
+        code, encoding = _COMMENTS[0] if record.isascii() else _COMMENTS[1]
+        exif.get_ifd(_EXIF)[_USER_COMMENT] = code + record.encode(encoding)
+        return {"exif": exif.tobytes()}
+    return {}
+
+
+def read_record(path: str | Path) -> str | None:
+    """The record that `encode_image` or `sheet.save_animation` put into a file, or None where none is found.
+
+    No pixel is decoded. Raises ImageError for a file that is not there or cannot be read.
+    """
+    import PIL.Image
+
+    data = read_file(path, ImageError, MOST_BYTES)
+    try:
+        with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            found: Any = image.info.get("comment" if image.format == "GIF" else _RECORD)
+            if image.format in ("JPEG", "WEBP", "MPO"):
+                found = image.getexif().get_ifd(_EXIF).get(_USER_COMMENT, b"")
+                found = next((found[8:].decode(e) for code, e in _COMMENTS if found.startswith(code)), None)
+            text = found.decode() if isinstance(found, bytes) else found
+    except Exception:  # of whatever a decoder finds in a file that is not ours
+        return None
+    return str(text) if isinstance(text, str) and len(text) <= MOST_RECORD else None

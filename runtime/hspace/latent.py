@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import LatentError
-from .files import MAX_FILE_BYTES, read_file
-from .tensors import read_tensors, write_tensors
+from .files import MAX_FILE_BYTES, read_file, write_atomically
+from .tensors import read_tensors, tensor_bytes
 
 _FORMAT = "hspace-latent-1"
 _MAX_PROVENANCE = 2**20  # bytes, in UTF-8
@@ -23,7 +23,7 @@ class Latent:
 
     x_T: float32 [N, 3, H, W], the stochastic code. z_sem: float32 [N, D], the semantic code; None for a model
     without one. x_prev: float32 [N, 3, H, W], the state before x_T, for samplers that need two. provenance:
-    what made it: `bundle`, `checkpoint` (SHA-256), `preset`, `sampler`, `encode_steps`.
+    what made it: `bundle`, `checkpoint` (SHA-256), `preset`, `sampler`, `encode_steps`; from a command, `record`.
     """
 
     x_T: NDArray[np.float32]
@@ -81,31 +81,40 @@ class Latent:
         assert arrays[0] is not None
         return Latent(arrays[0], arrays[1], arrays[2], told)
 
-    def save(self, path: str | Path) -> None:
-        """Writes the latent as safetensors, whole or not at all. Raises LatentError for more than 2 GiB of it."""
+    def to_bytes(self, where: str = "latent") -> bytes:
+        """A safetensors file's bytes with the latent. Raises LatentError for more than 2 GiB. where: for messages."""
         _check_provenance(self.provenance)  # which the caller may have changed
         named = {"x_T": self.x_T, "z_sem": self.z_sem, "x_prev": self.x_prev}
         arrays = {k: v for k, v in named.items() if v is not None}
         if sum(a.nbytes for a in arrays.values()) > MAX_FILE_BYTES - 2**20:  # the metadata has room as well
-            raise LatentError(f"{path}: {len(self)} images are too many for a file of {MAX_FILE_BYTES} bytes")
-        write_tensors(Path(path), arrays, {"format": _FORMAT, **self.provenance})
+            raise LatentError(f"{where}: {len(self)} images are too many for a file of {MAX_FILE_BYTES} bytes")
+        return tensor_bytes(arrays, {"format": _FORMAT, **self.provenance})
+
+    def save(self, path: str | Path) -> None:
+        """Writes the latent as safetensors, whole or not at all. Raises LatentError for more than 2 GiB of it."""
+        write_atomically(Path(path), self.to_bytes(str(path)))
 
     @classmethod
     def load(cls, path: str | Path) -> Latent:
         """Reads a latent that `save` wrote. Raises LatentError where the file is anything else."""
-        tensors = read_tensors(read_file(path, LatentError), str(path), LatentError)
+        return cls.from_bytes(read_file(path, LatentError), str(path))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str = "latent") -> Latent:
+        """The latent in the bytes of such a file. where: its name, for messages."""
+        tensors = read_tensors(data, where, LatentError)
         metadata = dict(tensors.metadata)
         if metadata.pop("format", None) != _FORMAT or not {"x_T"} <= tensors.arrays.keys() <= {
             "x_T",
             "z_sem",
             "x_prev",
         }:
-            raise LatentError(f"{path}: expected a latent of format {_FORMAT}")
+            raise LatentError(f"{where}: expected a latent of format {_FORMAT}")
         try:
             a = tensors.arrays
             return cls(a["x_T"], a.get("z_sem"), a.get("x_prev"), metadata)
         except LatentError as e:
-            raise LatentError(f"{path}: {e}") from None
+            raise LatentError(f"{where}: {e}") from None
 
 
 def _check_provenance(provenance: object) -> None:

@@ -19,9 +19,9 @@ from .checks import quoted, raise_faults
 from .errors import ArgumentError, BundleError
 from .files import LOCK, MAX_FILE_BYTES
 from .samplers import SAMPLERS
-from .schedule import SPACINGS, Schedule, space_timesteps
+from .schedule import SPACINGS, Schedule, check_timestep, space_timesteps
 
-FORMAT_VERSION, FORMAT_MINOR = 1, 0  # each optional key that is added raises the second
+FORMAT_VERSION, FORMAT_MINOR = 1, 1  # each optional key that is added raises the second
 MANIFEST = "bundle.json"
 JOURNAL = ".amend"  # what an amend in progress adds and removes
 MAX_PATH = 200  # characters of a file's path inside the bundle
@@ -160,6 +160,19 @@ class Preset(Frozen, frozen=True, kw_only=True):
     t_boost: Timestep = 0
 
 
+class Accuracy(Frozen, frozen=True, kw_only=True):
+    """What whole runs of the U-Net in a faster precision are worth: PSNR in dB against the graphs' own type.
+
+    inversion: reconstructions from codes that were encoded in the faster one. reconstruction: encoded and decoded in
+    it. edit: those, edited. See `hspace.accuracy`.
+    """
+
+    precision: Literal["bf16"]
+    inversion: float
+    reconstruction: float
+    edit: float
+
+
 class Source(Frozen, frozen=True):
     """A file that the export read: its name, and its SHA-256."""
 
@@ -193,8 +206,14 @@ class Manifest(Frozen, frozen=True, kw_only=True):
     attributes: Annotated[dict[Name, Attribute], Meta(max_length=1000)] = {}
     presets: Annotated[dict[Name, Preset], Meta(max_length=64)]
     default_preset: Name
+    accuracy: Accuracy | msgspec.UnsetType = msgspec.UNSET  # since 1.1
     provenance: Provenance
     licence: Annotated[str, Meta(max_length=100_000)]
+
+    @property
+    def precision(self) -> Literal["fp32", "fp16"]:
+        """Of the graphs' own arithmetic: fp16 where it is any component's."""
+        return "fp16" if any(c.precision == "fp16" for c in self.components.values()) else "fp32"
 
     def files(self) -> Iterator[tuple[str, File]]:
         """Every file that the bundle has beside the manifest, with the key that names it."""
@@ -208,8 +227,8 @@ class Manifest(Frozen, frozen=True, kw_only=True):
 def check_name(what: str, text: str) -> None:
     """Raises ArgumentError for a name that a manifest cannot hold."""
     try:
-        msgspec.convert(text, Name).encode()
-    except (msgspec.ValidationError, UnicodeEncodeError):  # half a surrogate pair: a name that was not UTF-8
+        msgspec.convert(text, Name).encode()  # an argument of a shell may be no Unicode
+    except (msgspec.ValidationError, UnicodeEncodeError):
         raise ArgumentError(
             f"{what}: found {quoted(text)}, expected 1 to 100 printable characters, without / \\ = or ,"
         ) from None
@@ -452,6 +471,12 @@ def _run_faults(m: Manifest) -> Iterator[str]:
         ):
             if steps is not None and built.get(of) is not None and fault(of, spacing, steps):
                 yield f"presets.{name}.{key}: {fault(of, spacing, steps)}"
+        if image := built.get("image"):
+            for key, t in (("t_edit", p.t_edit), ("t_boost", p.t_boost)):
+                try:
+                    check_timestep(key, t, image)
+                except ArgumentError as e:
+                    yield f"presets.{name}.{e}"
 
 
 if __name__ == "__main__":

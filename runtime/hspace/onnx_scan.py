@@ -25,11 +25,12 @@ _MAX_DEPTH = 64
 _MAX_FIELDS = 5_000_000  # a minute of walking; the largest published network has 50,000
 
 
-class _Malformed(Exception):
-    pass
+class Malformed(Exception):
+    """The bytes are no message of protobuf's."""
 
 
-def _varint(data: memoryview, at: int, end: int) -> tuple[int, int]:
+def varint(data: memoryview, at: int, end: int) -> tuple[int, int]:
+    """The number that begins at `at`, and where the next thing begins. Raises Malformed."""
     value = shift = 0
     while at < end and shift < 70:
         byte = data[at]
@@ -37,41 +38,44 @@ def _varint(data: memoryview, at: int, end: int) -> tuple[int, int]:
         at, shift = at + 1, shift + 7
         if byte < 0x80:
             return value, at
-    raise _Malformed
+    raise Malformed
 
 
-def _fields(data: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """(field number, varint value, start, end) of each field; start and end bound a length-delimited one."""
+def fields(data: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
+    """(field number, wire type, varint value, start, end) of each field; start and end bound a length-delimited one.
+
+    Raises Malformed.
+    """
     while at < end:
-        key, at = _varint(data, at, end)
+        key, at = varint(data, at, end)
         if key >= 1 << 32:
-            raise _Malformed  # parsers drop the bits above, so the field would not be what it seems
+            raise Malformed  # parsers drop the bits above, so the field would not be what it seems
         number, wire = key >> 3, key & 7
         value, start = 0, at
         if wire == 0:
-            value, at = _varint(data, at, end)
+            value, at = varint(data, at, end)
         elif wire == 1:
             at += 8
         elif wire == 2:
-            size, start = _varint(data, at, end)
+            size, start = varint(data, at, end)
             at = start + size
         elif wire == 5:
             at += 4
         else:
-            raise _Malformed
+            raise Malformed
         if at > end or number == 0:
-            raise _Malformed
-        yield number, value, start if wire == 2 else at, at
+            raise Malformed
+        yield number, wire, value, start if wire == 2 else at, at
 
 
 def _has_external(data: memoryview, message: str, at: int, end: int, depth: int, left: list[int]) -> bool:
     """Whether a message, or one inside it, keeps data elsewhere. left: how many more fields may be walked."""
     if depth > _MAX_DEPTH:
-        raise _Malformed
-    for number, value, start, stop in _fields(data, at, end):
+        raise Malformed
+    for number, _, value, start, stop in fields(data, at, end):
         left[0] -= 1
         if left[0] < 0:
-            raise _Malformed
+            raise Malformed
         if message == "Tensor" and (number == 13 or (number == 14 and value != 0)):
             return True  # external_data, or data_location = EXTERNAL
         child = _CHILDREN[message].get(number)
@@ -84,11 +88,11 @@ def check_onnx(data: bytes, where: str) -> None:
     """Raises BundleError where `data` is not an ONNX model or keeps data outside itself."""
     view = memoryview(data)
     try:
-        fields = {number for number, *_ in _fields(view, 0, len(view))}
+        found = {number for number, *_ in fields(view, 0, len(view))}
         external = _has_external(view, "Model", 0, len(view), 0, [_MAX_FIELDS])
-    except _Malformed:
+    except Malformed:
         raise BundleError(f"{where}: expected an ONNX graph") from None
-    if not {1, 7} <= fields:  # ir_version and graph
+    if not {1, 7} <= found:  # ir_version and graph
         raise BundleError(f"{where}: expected an ONNX graph")
     if external:
         raise BundleError(f"{where}: the graph keeps data outside its own file, which a bundle may not")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from numbers import Integral
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -13,10 +12,10 @@ from numpy.typing import NDArray
 from . import multistep, samplers
 from .attributes import Edit
 from .bundle import Bundle
-from .errors import ArgumentError
+from .errors import ArgumentError, did_you_mean
 from .manifest import Preset
 from .program import Branch, Program
-from .schedule import Timesteps, space_timesteps
+from .schedule import Timesteps, check_timestep, space_timesteps
 
 ProgramKind = Literal["encode", "decode", "edit", "latent"]
 
@@ -73,10 +72,11 @@ class Planner:
         for n in (encode_steps, decode_steps):
             space_timesteps(base.spacing, n, self._schedule)
         if sampler not in (None, *samplers.SAMPLERS):
-            raise ArgumentError(f"sampler: found {sampler!r}, expected one of {', '.join(samplers.SAMPLERS)}")
+            near = did_you_mean(sampler, samplers.SAMPLERS)
+            raise ArgumentError(f"sampler: found {sampler!r}, expected one of {', '.join(samplers.SAMPLERS)}{near}")
         for name, value in (("t_edit", t_edit), ("t_boost", t_boost)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 0):
-                raise ArgumentError(f"{name}: found {value!r}, expected a timestep, a whole number of at least 0")
+            if value is not None:
+                check_timestep(name, value, self._schedule)
         own = {"sampler": sampler, "t_edit": t_edit, "t_boost": t_boost}
         changes: dict[str, Any] = {k: v if k == "sampler" else int(v) for k, v in own.items() if v is not None}
         return msgspec.structs.replace(base, encode_steps=int(encode_steps), decode_steps=int(decode_steps), **changes)
@@ -129,6 +129,23 @@ class Planner:
         exact = samplers.SAMPLERS[plan.sampler].exact and plan.decode_steps >= 3
         return exact and told == (plan.sampler, plan.spacing, str(plan.decode_steps))
 
+    def cannot_undo(self, plan: Preset, made: Mapping[str, str], resumes: bool) -> str | None:
+        """Why a decode does not undo the encode that `made` tells of, or None where it comes as near as it can.
+
+        resumes: whether it goes on from the encode's last two states. An inversion that is exact undoes itself alone:
+        its x_T holds the errors of its own steps, which no other decode makes.
+        """
+        if resumes or "encode_steps" not in made:
+            return None
+        encoder = made.get("sampler", "")
+        of = samplers.SAMPLERS.get(encoder)
+        if not samplers.SAMPLERS[plan.sampler].exact and not (of and of.exact):
+            return None
+        told = (f"{made.get(k, '?')[:50]}" for k in ("preset", "sampler", "encode_steps", "spacing"))
+        by = "preset {}, {} over {} timesteps spaced by {}".format(*told)
+        here = f"{plan.sampler} over {plan.decode_steps} timesteps spaced by {plan.spacing}"
+        return f"the latent was encoded by {by}; {here} does not give the image back exactly"
+
     def _edit_scale(self, plan: Preset, ts: Timesteps, n_train: int) -> NDArray[np.float64]:
         """What Δh is scaled by at each timestep, so that strength 1 means the same at every step count.
 
@@ -148,9 +165,12 @@ class Planner:
         ts = space_timesteps("diffae", steps, self._latent_schedule)
         return Program.from_rows("latent", samplers.ddim(self._latent_schedule, ts))
 
-    def program(self, kind: ProgramKind, plan: Preset, edit: Edit, latent_steps: int | None = None) -> Program:
+    def program(
+        self, kind: ProgramKind, plan: Preset, edit: Edit, latent_steps: int | None = None, *, resume: bool = False
+    ) -> Program:
         """The program of that kind. "edit" is what an edit runs: where `edit` says nothing, an asymmetric edit of the
         h-space at edit_scale 1 if the bundle is made for those, and a decode (after z_sem was moved) if it is not.
+        resume: as `decode` takes it.
         """
         if kind == "encode":
             return self.encode(plan)
@@ -162,4 +182,4 @@ class Planner:
         in_h = manifest.family == "asyrp" or any(a.branch != "none" for a in manifest.attributes.values())
         if kind == "edit" and edit == Edit() and in_h:
             edit = Edit(branch=Branch.ASYMMETRIC)
-        return self.decode(plan, edit)
+        return self.decode(plan, edit, resume=resume)

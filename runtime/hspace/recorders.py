@@ -10,6 +10,7 @@ from .program import Program
 from .runs import OnStep, Step
 
 Float32 = NDArray[np.float32]
+FRAMES = 8  # of a timeline, where it has so many
 
 
 class HRecorder:
@@ -36,10 +37,12 @@ class HRecorder:
 class Timeline:
     """Keeps P and x at `frames` steps of a decode, spread evenly, its first and last among them.
 
-    program: the decode's. timesteps: int64 [F], of the steps that are kept. Passes the steps on to `then`.
+    frames: by default 8, or all where the program has fewer rows. program: the decode's. timesteps: int64 [F],
+    of the steps that are kept. Passes the steps on to `then`.
     """
 
-    def __init__(self, frames: int, program: Program, then: OnStep | None = None) -> None:
+    def __init__(self, frames: int | None, program: Program, then: OnStep | None = None) -> None:
+        frames = min(FRAMES, len(program)) if frames is None else frames
         check_whole("frames", frames, 1, len(program))
         self._rows: list[int] = np.linspace(0, len(program) - 1, frames).round().astype(int).tolist()
         self.timesteps: NDArray[np.int64] = program.rows["t"][self._rows].astype(np.int64)

@@ -19,8 +19,6 @@ from .noise import Noise, Stream, check_seed, normal
 from .program import Program
 
 Float32 = NDArray[np.float32]
-_BATCH_PIXELS = 2**16  # of a default batch: beyond it a CPU gains nothing and memory grows
-_DEVICE_BATCH_PIXELS = 2**18  # on a GPU, which a single image does not fill
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +72,7 @@ class OnHost:
     on_device = False
 
     def __init__(self, engine: Engine) -> None:
-        self._engine, self._executor = engine, cpu.Executor(engine)
+        self.engine, self._executor = engine, cpu.Executor(engine)
 
     def run(
         self,
@@ -99,7 +97,7 @@ class OnHost:
         return batch.x_prev
 
     def encode_z(self, x: Float32) -> Float32:
-        found: Float32 = np.asarray(self._engine.run("encoder", {"x": x})[0])
+        found: Float32 = np.asarray(self.engine.run("encoder", {"x": x})[0])
         return found
 
     def images(self, images: Any) -> Any:
@@ -115,8 +113,7 @@ class Runner:
     """Runs programs on an executor, `batch_size` samples at a time. Holds no state of a run."""
 
     def __init__(self, executor: Executor, size: int, batch_size: int | None) -> None:
-        pixels = _DEVICE_BATCH_PIXELS if executor.on_device else _BATCH_PIXELS
-        self.batch_size = batch_size or max(1, pixels // size**2)
+        self.batch_size = batch_size or max(1, executor.engine.batch_pixels // size**2)
         self.executor = executor
 
     def evaluations(self, count: int, *programs: Program) -> int:

@@ -7,10 +7,10 @@ the timesteps, in ascending order, that a run with few steps visits.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,6 +19,8 @@ from .checks import check_whole
 from .errors import ArgumentError
 
 Timesteps = NDArray[np.int64]
+# σ/α where a network can still predict both x_0 and ε (docs/decisions/0018)
+LEAST_NOISE, MOST_NOISE = 0.01, 160.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,10 +44,25 @@ class Schedule:
         """T, the number of timesteps that the model was trained with."""
         return int(self.alphas_cumprod.size)
 
-    @functools.cached_property
+    @cached_property
     def log_snr(self) -> NDArray[np.float64]:
         """float64 [T]: log(α/σ), falling; half of the logarithm of the signal-to-noise ratio."""
         return 0.5 * (np.log(self.alphas_cumprod) - np.log1p(-self.alphas_cumprod))
+
+    @cached_property
+    def span(self) -> range:
+        """The timesteps at which a network can predict (docs/decisions/0018): from that whose σ/α is nearest to
+        `LEAST_NOISE` to the last one whose σ/α is at most `MOST_NOISE`; where T allows it, two at least.
+        """
+        noise = -self.log_snr
+        first = min(int(np.abs(noise - math.log(LEAST_NOISE)).argmin()), max(self.timesteps - 2, 0))
+        last = int(np.searchsorted(noise, math.log(MOST_NOISE), side="right")) - 1
+        return range(first, min(max(last, first + 1), self.timesteps - 1) + 1)
+
+    @cached_property
+    def within_span(self) -> Schedule:
+        """The part of the schedule over its span."""
+        return Schedule(self.alphas_cumprod[self.span.start : self.span.stop])
 
     @classmethod
     def from_betas(cls, betas: ArrayLike) -> Schedule:
@@ -126,7 +143,7 @@ def _nearest(levels: NDArray[np.float64], wanted: NDArray[np.float64]) -> Timest
 SPACINGS: dict[str, Callable[[int, Schedule], Timesteps]] = {
     # DiffAE: multiples of the smallest integer stride that gives `steps` timesteps
     "diffae": _diffae,
-    # Asyrp: int(s + 1e-6) for s in linspace(0, 1, steps)·(total − 1)
+    # Asyrp: int(s + 1e-6) for s in linspace(0, 1, steps)·(total − 1); its code has linear schedules alone
     "asyrp": _asyrp,
     # the three of diffusers (Lin et al. 2024, table 2)
     "leading": _leading,
@@ -141,14 +158,34 @@ SPACINGS: dict[str, Callable[[int, Schedule], Timesteps]] = {
 }
 
 
+# Those visit the schedule's span alone. The others are a code base's own for every schedule, and stay as they are
+_WITHIN_SPAN = ("asyrp", "logsnr", "karras", "quadratic")
+
+
 def space_timesteps(spacing: str, steps: int, schedule: Schedule) -> Timesteps:
     """The timesteps that a run of `steps` steps visits, ascending.
 
-    spacing: a name in `SPACINGS`. steps: 1…min(1000, T).
+    spacing: a name in `SPACINGS`. steps: 1…min(1000, T); where there are more than the schedule's span has timesteps,
+    asyrp, logsnr, karras and quadratic leave it, towards the image first.
     Returns int64 [steps], distinct, within [0, total).
     Raises ArgumentError for an unknown spacing, or a number of steps that the spacing cannot give.
     """
     if spacing not in SPACINGS:
         raise ArgumentError(f"spacing: found {spacing!r}, expected one of {', '.join(SPACINGS)}")
     check_whole("steps", steps, 1, min(1000, schedule.timesteps))
-    return SPACINGS[spacing](int(steps), schedule)
+    if spacing not in _WITHIN_SPAN:
+        return SPACINGS[spacing](int(steps), schedule)
+    span = schedule.span
+    if steps <= len(span):
+        return span.start + SPACINGS[spacing](int(steps), schedule.within_span)
+    first = max(0, min(span.start, span.stop - steps))
+    stop = max(span.stop, first + steps)
+    return first + SPACINGS[spacing](int(steps), Schedule(schedule.alphas_cumprod[first:stop]))
+
+
+def check_timestep(name: str, value: object, schedule: Schedule) -> None:
+    """Raises ArgumentError for anything but one of the schedule's timesteps."""
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole or not 0 <= value < schedule.timesteps:  # type: ignore[operator]
+        last = schedule.timesteps - 1
+        raise ArgumentError(f"{name}: found {value!r}, expected a timestep, a whole number from 0 to {last}")

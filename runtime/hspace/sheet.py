@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from . import labels
 from .errors import ArgumentError, OutputError
 from .files import write_atomically
-from .image import WRITABLE
+from .image import WRITABLE, record_options
 
 ANIMATED = {".gif": "GIF", ".apng": "PNG"}
-_TILE, _MARGIN, _FONT = 128, 8, 13  # pixels: least side of a picture (smaller ones are enlarged), gaps, text
+_TILE, _MARGIN = 128, 8  # pixels: least side of a picture (smaller ones are enlarged), gaps
 _MOST_PIXELS = {"WEBP": 16383, "JPEG": 65500, "PNG": 2**31 - 1, "BMP": 2**15}  # on a side, as the encoders have it
 _MOST_SHEET = 2**28  # pixels in all
 
@@ -24,39 +25,23 @@ class Sheet:
     """A grid of pictures, each `size` pixels square, with a label beside every row and above every column."""
 
     def __init__(self, rows: Sequence[str], columns: Sequence[str], size: int) -> None:
-        from PIL import ImageFont
-
         self._rows, self._columns, self._size = [*rows], [*columns], size
-        self._font = ImageFont.load_default(_FONT)
         self._scale = max(1, -(-_TILE // size))
         self._cell = size * self._scale
-
-    def _text(self, label: str) -> tuple[int, int]:
-        if not label:
-            return 0, 0
-        lines = label.split("\n")
-        return max(int(self._font.getlength(line)) for line in lines) + 1, (_FONT + 4) * len(lines)
 
     @cached_property
     def _lefts(self) -> list[int]:
         """Where each column begins, and the sheet's width."""
-        x = _MARGIN + max(self._text(label)[0] for label in self._rows)
+        x = _MARGIN + max(labels.size_of(label)[0] for label in self._rows)
         x += _MARGIN if any(self._rows) else 0
         found = [x]
         for label in self._columns:
-            found.append(found[-1] + max(self._cell, self._text(label)[0]) + _MARGIN)
+            found.append(found[-1] + max(self._cell, labels.size_of(label)[0]) + _MARGIN)
         return found
 
     @cached_property
     def _top(self) -> int:
-        return _MARGIN + max(self._text(label)[1] for label in self._columns)
-
-    def one(self, column: int) -> Sheet:
-        """A sheet for one picture with that column's label, as wide as it needs to be for any of them."""
-        sheet = Sheet([""], [self._columns[column]], self._size)
-        widest = max(self._text(label)[0] for label in self._columns)
-        sheet._lefts = [_MARGIN, 2 * _MARGIN + max(self._cell, widest)]
-        return sheet
+        return _MARGIN + max(labels.size_of(label)[1] for label in self._columns)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -72,23 +57,46 @@ class Sheet:
             raise ArgumentError(f"{path}: the sheet would have {width}×{height} pixels, too many; give a folder")
 
     def draw(self, pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Pictures (uint8 [N, H, W, 3], N at most the cells), row after row → the sheet, uint8 [height, width, 3]."""
+        """Pictures (uint8 [N, size, size, 3]), row after row → the sheet, uint8 [height, width, 3].
+
+        Raises ArgumentError for pictures of another shape, for none, and for more than there are cells.
+        """
         from PIL import Image, ImageDraw
 
+        most, expected = len(self._rows) * len(self._columns), (self._size, self._size, 3)
+        if pictures.dtype != np.uint8 or pictures.shape[1:] != expected or not 1 <= len(pictures) <= most:
+            raise ArgumentError(
+                f"pictures: found {pictures.dtype} {list(pictures.shape)}, expected uint8 {[most, *expected]} or fewer"
+            )
         height, width = self.shape
         sheet = Image.new("RGB", (width, height), "white")
         draw = ImageDraw.Draw(sheet)
         for left, label in zip(self._lefts, self._columns, strict=False):
-            draw.multiline_text((left, _MARGIN // 2), label, fill="black", font=self._font)
+            labels.draw(draw, left, _MARGIN // 2, label)
         for r, label in enumerate(self._rows):
             top = self._top + r * (self._cell + _MARGIN)
-            middle = top + (self._cell - self._text(label)[1]) // 2
-            draw.multiline_text((_MARGIN, middle), label, fill="black", font=self._font)
+            middle = top + (self._cell - labels.size_of(label)[1]) // 2
+            labels.draw(draw, _MARGIN, middle, label)
         for i, pixels in enumerate(pictures):
             row, column = divmod(i, len(self._columns))
             picture = np.repeat(np.repeat(pixels, self._scale, axis=0), self._scale, axis=1)
             sheet.paste(Image.fromarray(picture), (self._lefts[column], self._top + row * (self._cell + _MARGIN)))
         return np.asarray(sheet)
+
+    def frames(self, pictures: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+        """An animation's frames, uint8 [height, width, 3] each: a picture under its column's label, all of one size.
+
+        pictures: uint8 [N, size, size, 3], one for each column of the first row. Raises ArgumentError for others.
+        """
+        if len(pictures) != len(self._columns):
+            raise ArgumentError(f"pictures: found {len(pictures)}, expected {len(self._columns)}, one for each column")
+        widest = max(labels.size_of(label)[0] for label in self._columns)
+        found = []
+        for i, label in enumerate(self._columns):
+            one = Sheet([""], [label], self._size)
+            one._lefts = [_MARGIN, 2 * _MARGIN + max(self._cell, widest)]
+            found.append(one.draw(pictures[i : i + 1]))
+        return found
 
 
 def grid(name: str, count: int, size: int, most: int = 8) -> Sheet:
@@ -98,15 +106,25 @@ def grid(name: str, count: int, size: int, most: int = 8) -> Sheet:
     return Sheet(rows, [""] * columns, size)
 
 
-def save_animation(path: Path, frames: Sequence[NDArray[np.uint8]], seconds: float = 2.5) -> None:
-    """Writes frames (uint8 [H, W, 3] each) as an endless GIF or APNG, by the suffix, of so many seconds a round."""
+def save_animation(
+    path: Path, frames: Sequence[NDArray[np.uint8]], seconds: float = 2.5, *, record: str | None = None
+) -> None:
+    """Writes frames (uint8 [H, W, 3] each) as an endless GIF or APNG, by the suffix, of so many seconds a round.
+
+    Frames that are equal to the one before are stored once, and shown for as long. record: as `image.encode_image` has
+    it: a GIF's comment, an APNG's iTXt "hspace".
+    """
     from PIL import Image
 
     kind, buffer = ANIMATED[path.suffix.lower()], io.BytesIO()
-    first, *rest = (Image.fromarray(frame) for frame in frames)
-    each = max(20, round(1000 * seconds / len(frames)))  # milliseconds; browsers slow what is faster down
+    options = record_options(record, kind)
+    made = [Image.fromarray(frame) for frame in frames]
+    if kind == "GIF":  # of the ways to 256 colours, the one whose worst pixel is nearest: 13 grey levels, not 100
+        made = [image.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1) for image in made]
+    first, *rest = made
+    each = max(20, 10 * round(100 * seconds / len(frames)))  # ms, in GIF's tens; browsers slow what is faster
     try:
-        first.save(buffer, kind, save_all=True, append_images=rest, duration=each, loop=0)
+        first.save(buffer, kind, save_all=True, append_images=rest, duration=each, loop=0, **options)
     except (OSError, OverflowError, ValueError):
         raise OutputError(f"{path}: {kind} cannot hold these frames") from None
     write_atomically(path, buffer.getvalue())

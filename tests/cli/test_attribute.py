@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -9,10 +10,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import hspace
 import numpy as np
 import PIL.Image
 import pytest
 from hspace.bundle import Bundle
+from hspace.sheet import Sheet
 from hspace.tensors import read_tensors, tensor_bytes
 
 from ..conftest import GOLDEN
@@ -59,17 +62,21 @@ def faces(tmp_path: Path) -> Path:
 
 def test_list(cli: Cli, bundle: Path, null_folder: Path) -> None:
     lines = cli("attribute", "list", bundle).check().out.splitlines()
-    assert lines[0].split() == ["attribute", "kind", "branch", "n_train", "notes"]
+    assert lines[0].split() == ["attribute", "kind", "branch", "n_train", "file", "bytes", "notes"]
+    sizes = {p.stem: str(p.stat().st_size) for p in bundle.glob("*.safetensors")}
     assert [line.split() for line in lines[1:]] == [
-        ["block", "delta_block", "asymmetric", "4", "-"],
-        ["table", "delta_h", "asymmetric", "-", "-"],
-        ["haas", "delta_h", "symmetric", "-", "-"],
-        ["smile", "z_direction", "none", "-", "-"],
-        ["beard", "z_direction", "none", "-", "-"],
+        ["block", "delta_block", "asymmetric", "4", "block.safetensors", sizes["block"], "-"],
+        ["table", "delta_h", "asymmetric", "-", "table.safetensors", sizes["table"], "-"],
+        ["haas", "delta_h", "symmetric", "-", "haas.safetensors", sizes["haas"], "-"],
+        ["smile", "z_direction", "none", "-", "smile.safetensors", sizes["smile"], "-"],
+        ["beard", "z_direction", "none", "-", "beard.safetensors", sizes["beard"], "-"],
     ]
     found = cli("attribute", "list", bundle, "--json").check().json
     assert list(found) == ["block", "table", "haas", "smile", "beard"]
     block = {"kind": "delta_block", "branch": "asymmetric", "n_train": 4, "layout": "ddpm", "channels": 32}
+    file = bundle / "block.safetensors"
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    block |= {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256}
     assert found["block"] == {**block, "notes": ""}
     assert (found["haas"]["timesteps"], found["smile"]["kind"]) == (3, "z_direction")
     for name in found:
@@ -228,8 +235,10 @@ def table(faces: Path, *, yes: str = "1", no: str = "0", unknown: int = 0) -> Pa
 @pytest.mark.parametrize(("yes", "no"), [("1", "0"), (" 1", "-1"), ("True", "false")])
 def test_fit_from_labels(yes: str, no: str, cli: Cli, null_folder: Path, faces: Path) -> None:
     labels = ["--labels", table(faces, yes=yes, no=no, unknown=3), "--images", faces / "all"]
-    found = cli("attribute", "fit", null_folder, "bright", "odd", "odd", *labels, *ENGINE, "--json").check().json
-    assert list(found) == ["bright", "odd"]
+    names = ["bright", "odd", "odd", "--allow-chance"]
+    result = cli("attribute", "fit", null_folder, *names, *labels, *ENGINE, "--json")
+    found = result.json
+    assert result.code == 0 and list(found) == ["bright", "odd"] and result.err.startswith("hspace: warning: odd: AUC ")
     assert found["bright"]["fitted_to"] == "27 images with, 30 without" and found["bright"]["auc"] == 1.0
     assert found["odd"]["fitted_to"] == "29 images with, 28 without" and found["odd"]["auc"] < 1
     assert list(sound(null_folder))[-2:] == ["bright", "odd"]
@@ -333,7 +342,7 @@ def test_without_scikit_learn(command: str) -> None:
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (found.returncode, found.stdout) == (1, "")
     assert found.stderr.startswith(f"hspace: error: hspace {command} needs the package sk")
-    assert found.stderr.endswith("pip install 'hspace[fit]'\n") and found.stderr.count("\n") == 1
+    assert "of the extra fit: pip install '.[fit]' in a clone" in found.stderr and found.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("command", ["list", "fit", "average", "pca", "add", "remove", "rename"])
@@ -385,7 +394,13 @@ def test_pca(source: str, cli: Cli, asyrp_folder: Path, faces: Path, tmp_path: P
     assert {k: v for k, v in sound(asyrp_folder).items() if k in found} == dict.fromkeys(found, "delta_h")
     assert Bundle(asyrp_folder).manifest.attributes["pc_0"].branch == "symmetric"
     sheets = [pixels(tmp_path / "pictures" / f"{name}.png") for name in found]
-    assert sheets[0].shape == sheets[1].shape and not np.array_equal(*sheets)
+    editor = hspace.open(asyrp_folder, engine="null")
+    shown = editor.encode(sorted((faces / "bright").iterdir()), steps=3) if source == "images" else editor.draw(12)
+    for name, sheet in zip(found, sheets, strict=True):  # a row per image, of the first four, a column per strength
+        swept = editor.sweep(shown[:4], {name: [-3, -1.5, 0, 1.5, 3]}, steps=3)
+        columns = [f"{name} {strength} sd" for strength in ("-3.0", "-1.5", "+0.0", "+1.5", "+3.0")]
+        np.testing.assert_array_equal(sheet, Sheet([""] * 4, columns, 8).draw(swept.reshape(-1, 8, 8, 3)))
+    assert not np.array_equal(*sheets)
     before = contents(tmp_path)
     cli(*arguments).error(2, "attribute: the bundle has 'pc_0' already")
     other = [*arguments[:3], "pc2", *arguments[4:]]
@@ -446,14 +461,16 @@ def test_calibrate(cli: Cli, asyrp_folder: Path, faces: Path) -> None:
         assert curves[name] == min(reached)
     preset = Bundle(asyrp_folder).manifest.presets["found"]
     assert (preset.t_edit, preset.t_boost) == (curves["t_edit"], curves["t_boost"])
-    assert (preset.encode_steps, preset.spacing) == (5, "asyrp") and found["preset"] == "found"
+    assert (preset.encode_steps, preset.decode_steps, preset.spacing) == (6, 6, "asyrp")  # what was measured
+    assert found["preset"] == "found"
     sound(asyrp_folder)
     before = contents(faces)
     calibrate(cli, asyrp_folder, faces, "--save", "found").error(2, "preset: the bundle has 'found' already (--force")
     calibrate(cli, asyrp_folder, faces).error(7, "curves.json: exists already")
     assert contents(faces) == before
     out = calibrate(cli, asyrp_folder, faces, *thresholds, "--save", "found", "--force").check().out
-    assert out.startswith("structural, 1 - SSIM, 30 images: t_edit ") and out.endswith("saved the preset found\n")
+    assert out.startswith("structural, 1 - SSIM, 30 images: t_edit ")
+    assert out.endswith("saved the preset found, of 6 + 6 steps\n")
 
 
 def test_calibrate_without_a_result(cli: Cli, asyrp_folder: Path, faces: Path) -> None:
@@ -462,7 +479,10 @@ def test_calibrate_without_a_result(cli: Cli, asyrp_folder: Path, faces: Path) -
     before = contents(asyrp_folder)
     out = calibrate(cli, asyrp_folder, faces, "--t-boost-at", 100).check().out
     assert "t_boost not found: the distance stays below 100 (largest " in out
-    result = calibrate(cli, asyrp_folder, faces, "--t-boost-at", 100, "--save", "found", "--force", "--json")
+    calibrate(cli, asyrp_folder, faces, "--t-boost-at", 100, "--save", "found", "--force").error(
+        2, "t_boost: no image is 100 away (structural, 1 - SSIM is at most 2), so there would be nothing to save"
+    )
+    result = calibrate(cli, asyrp_folder, faces, "--t-boost-at", 1.99, "--save", "found", "--force", "--json")
     assert result.code == 2 and result.json["preset"] is None and result.json["t_boost"] is None
     assert result.err.startswith("hspace: error: --save: no preset was saved: t_boost not found")
     assert contents(asyrp_folder) == before and (faces / "out" / "curves.png").exists()

@@ -145,7 +145,7 @@ def test_plot_without_matplotlib(cli: Cli, bundle: Path, tmp_path: Path, monkeyp
     for name in ("matplotlib", "matplotlib.figure", "matplotlib.patches"):
         monkeypatch.setitem(sys.modules, name, None)
     cli("bench", "-b", bundle, "--engine", "null", "--plot", tmp_path / "a.png").error(
-        1, "hspace bench --plot needs the package matplotlib", "pip install 'hspace[bench]'"
+        1, "hspace bench --plot needs the package matplotlib", "pip install '.[bench]'"
     )
 
 

@@ -71,7 +71,7 @@ def test_info_program(
 
 
 def test_info_refusals(cli: Cli, bundle: Path, asyrp: Path, tmp_path: Path) -> None:
-    cli("info").error(2, "Missing argument 'BUNDLE'")
+    cli("info").error(2, "Missing option '-b' / '--bundle'")
     cli("info", tmp_path).error(3, f"{tmp_path}: expected a bundle")
     cli("info", bundle, "--save", tmp_path / "p.json").error(2, "--save", "need --program")
     cli("info", bundle, "--program", "vary").error(2, "'vary' is not one of 'encode', 'decode', 'edit', 'latent'")
@@ -102,7 +102,9 @@ def test_verify(cli: Cli, bundle: Path) -> None:
     files = json.loads((bundle / "bundle.json").read_bytes())
     listed = [e["file"] for e in [*files["components"].values(), *files["attributes"].values()]] + ["z_sem.safetensors"]
     assert [line.split()[1] for line in lines[:-1]] == listed
-    assert lines[-1].startswith(f"{bundle}: {len(listed)} files") and lines[-1].endswith("sound; loaded by engine null")
+    assert lines[-1].startswith(f"{bundle}: {len(listed)} files") and lines[-1].endswith(
+        "sound; loaded by engine null, fp32"
+    )
 
 
 def test_verify_json(cli: Cli, bundle: Path) -> None:
@@ -145,7 +147,7 @@ def test_verify_graphs_that_are_none(cli: Cli, bundle: Path) -> None:
 
 def test_verify_nothing(cli: Cli, tmp_path: Path) -> None:
     cli("verify", tmp_path / "nowhere").error(3, f"{tmp_path / 'nowhere'}: expected a bundle")
-    cli("verify").error(2, "Missing argument 'BUNDLE'")
+    cli("verify").error(2, "Missing option '-b' / '--bundle'")
 
 
 # --- doctor --------------------------------------------------------------------------------------------

@@ -173,7 +173,7 @@ def table(path: Path) -> tuple[list[str], dict[str, list[float]]]:
     """A CSV file's header, and its rows by file."""
     with open(path, newline="") as f:
         header, *rows = csv.reader(f)
-    return header, {file: [float(x) for x in logits] for file, *logits in rows}
+    return header, {file: [float(x) for x in logits] for file, _, _, *logits in rows}
 
 
 def test_classify_to_a_file(cli: Cli, on: list[object], photos: Path, tmp_path: Path, null_diffae: hspace.Editor):
@@ -182,7 +182,12 @@ def test_classify_to_a_file(cli: Cli, on: list[object], photos: Path, tmp_path: 
     assert f"wrote {scores} in " in result.out
     header, rows = table(scores)
     entries = null_diffae.bundle.manifest.attributes
-    assert header == ["file", *(f"{name}#{entries[name].sha256[:12]}" for name in ("smile", "beard"))]
+    assert header == [
+        "file",
+        "sha256",
+        "made_by",
+        *(f"{name}#{entries[name].sha256[:12]}" for name in ("smile", "beard")),
+    ]
     assert list(rows) == [str(photos / n) for n in ("a.png", "b.png", "c.png")]
     np.testing.assert_allclose([*rows.values()], null_diffae.classify([*map(Path, rows)]), rtol=1e-5)
 
@@ -216,10 +221,11 @@ def test_classify_goes_on(cli: Cli, on: list[object], photos: Path, tmp_path: Pa
         "notes\n",
         "file,smile\nx.png,1.0\n",
         "file,smile,beard\nx.png,1.0,2.0\n",
-        "HEADx.png,1.0\n",
-        "HEADx.png,1.0,much\n",
+        "HEADx.png\n",
+        "HEADx.png,0,us,1.0\n",
+        "HEADx.png,0,us,1.0,much\n",
     ],
-    ids=["empty", "text", "other classes", "no fingerprints", "short row", "no number"],
+    ids=["empty", "text", "other classes", "no fingerprints", "file alone", "short row", "no number"],
 )
 def test_classify_onto_another_table(text: str, cli: Cli, on: list[object], photos: Path, tmp_path: Path) -> None:
     scores = tmp_path / "scores.csv"
@@ -285,8 +291,8 @@ def test_classify_lists_refused_images(cli: Cli, on: list[object], mixed: Path) 
     result = cli("classify", mixed, *on)
     check_refused(result, mixed, 9)
     lines = result.out.splitlines()
-    assert len(lines) == 1 + 3 + len(BAD)
-    for line, (name, said) in zip(lines[4:], BAD.items(), strict=True):
+    assert len(lines) == 1 + 3 + 1 + len(BAD)
+    for line, (name, said) in zip(lines[5:], BAD.items(), strict=True):
         shown = name.replace("\n", "\\n")
         assert line.startswith(f"refused {mixed}/{shown}: {said}")
 
@@ -306,7 +312,7 @@ def test_classify_names_that_need_care(cli: Cli, on: list[object], photos: Path,
     cli("classify", photos, *on, "-o", tmp_path / "x.csv").check()
     assert str(odd) in table(tmp_path / "x.csv")[1]
     assert len(cli("classify", photos, *on, "--json", "-o", tmp_path / "x.csv").check().json["kept"]) == 3
-    assert len(cli("classify", photos, *on).check().out.splitlines()) == 4
+    assert len(cli("classify", photos, *on).check().out.splitlines()) == 5
 
 
 # --- progress -----------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import hspace.cli
 import pytest
 from hspace.bundle import Bundle
 from hspace.cli import _COMMANDS
+from hspace.errors import needs
 
 from ..conftest import BUNDLES, GOLDEN
 from ..hostile.helpers import png
@@ -219,4 +220,4 @@ def test_export_without_torch() -> None:
     code += "from hspace.cli import main; main()"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (found.returncode, found.stdout) == (1, "")
-    assert found.stderr == "hspace: error: hspace export needs the package torch: pip install 'hspace[export]'\n"
+    assert found.stderr == f"hspace: error: {needs('hspace export', 'torch', 'export')}\n"

@@ -14,11 +14,24 @@ from hspace.image import to_uint8
 from hspace.recorders import Timeline
 from hspace.sheet import Sheet, grid
 
+from ..hostile.helpers import alter
 from .conftest import Cli, pixels
 
 
 def names(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
+
+
+def shows(path: Path, frames: list[np.ndarray]) -> None:
+    """An animation shows these frames, endlessly, in 2.5 s, or 20 ms each; a palette's colours may be 24 levels off."""
+    most = 24 if path.suffix == ".gif" else 0
+    with PIL.Image.open(path) as animation:
+        assert (animation.n_frames, animation.info["loop"]) == (len(frames), 0)
+        for i, frame in enumerate(frames):
+            animation.seek(i)
+            assert abs(animation.info["duration"] - max(20, 2500 / len(frames))) <= 5
+            found = np.asarray(animation.convert("RGB"))
+            assert np.abs(found.astype(int) - frame).max() <= most
 
 
 # --- sweep --------------------------------------------------------------------------------------------
@@ -176,11 +189,26 @@ def test_timeline_of_a_draw(cli: Cli, on: list[object], tmp_path: Path, null_dif
     np.testing.assert_array_equal(pixels(tmp_path / "x.png"), sheet.draw(both))
 
 
-@pytest.mark.parametrize(("name", "kind"), [("x.gif", "GIF"), ("x.apng", "PNG")])
-def test_timeline_as_an_animation(name: str, kind: str, cli: Cli, on: list[object], photos: Path, tmp_path: Path):
+@pytest.mark.parametrize("name", ["x.gif", "x.apng"])
+def test_timeline_as_an_animation(
+    name: str, cli: Cli, on: list[object], photos: Path, tmp_path: Path, null_diffae: hspace.Editor
+) -> None:
+    """Of P alone, each frame under its t."""
     cli("timeline", photos / "a.png", *on, "--frames", 4, "-o", tmp_path / name).check()
-    with PIL.Image.open(tmp_path / name) as animation:
-        assert (animation.format, animation.n_frames, animation.info["loop"]) == (kind, 4, 0)
+    p, _, sheet = along(null_diffae, 4, null_diffae.encode(photos / "a.png"))
+    shows(tmp_path / name, sheet.frames(p))
+
+
+@pytest.mark.parametrize("name", ["x.gif", "x.apng"])
+@pytest.mark.parametrize(("frames", "digits"), [(3, 2), (120, 3)])
+def test_interpolate_as_an_animation(
+    name: str, frames: int, digits: int, cli: Cli, on: list[object], photos: Path, tmp_path: Path, null_diffae
+) -> None:
+    a, b = photos / "a.png", photos / "b.png"
+    cli("interpolate", a, b, *on, "--frames", frames, "--steps", 1, "-o", tmp_path / name).check()
+    expected = null_diffae.interpolate(*(null_diffae.encode(p, steps=1) for p in (a, b)), frames, steps=1)
+    labels = [f"{w:.{digits}f}" for w in np.linspace(0, 1, frames)]
+    shows(tmp_path / name, Sheet([""], labels, 8).frames(expected))
 
 
 def test_timeline_as_a_folder(cli: Cli, on: list[object], photos: Path, tmp_path: Path, null_diffae: hspace.Editor):
@@ -192,12 +220,52 @@ def test_timeline_as_a_folder(cli: Cli, on: list[object], photos: Path, tmp_path
         np.testing.assert_array_equal(pixels(tmp_path / "frames" / name), expected)
 
 
+@pytest.mark.parametrize("steps", [2, 5, 8, 9])
+def test_timelines_fit_the_run(
+    steps: int, cli: Cli, on: list[object], photos: Path, tmp_path: Path, null_diffae: hspace.Editor
+) -> None:
+    """Without --frames: 8 steps, or all where there are fewer; on a sheet, in a folder, and by the API."""
+    count, run = min(8, steps), {"steps": steps, "sampler": "dpmpp_2m"}
+    options = ["--steps", steps, "--sampler", "dpmpp_2m"]
+    latent = null_diffae.encode(photos / "a.png", steps=steps)
+    latent.save(tmp_path / "a.safetensors")
+    cli("timeline", tmp_path / "a.safetensors", *on, *options, "-o", tmp_path / "x.png").check()
+    p, x, sheet = along(null_diffae, count, latent, **run)
+    np.testing.assert_array_equal(pixels(tmp_path / "x.png"), sheet.draw(np.concatenate([p, x])))
+    cli("timeline", tmp_path / "a.safetensors", *on, *options, "-o", tmp_path / "frames").check()
+    assert names(tmp_path / "frames") == [f"{i:04d}.png" for i in range(count)]
+    for name, expected in zip(names(tmp_path / "frames"), p, strict=True):
+        np.testing.assert_array_equal(pixels(tmp_path / "frames" / name), expected)
+    timesteps, frames = null_diffae.timeline(latent, **run)
+    np.testing.assert_array_equal(frames[:, 0], p)
+    assert len(timesteps) == count
+
+
+@pytest.mark.parametrize("frames", [None, 3])
+def test_timeline_of_a_decode_that_goes_on(
+    frames: int | None, cli: Cli, on: list[object], photos: Path, tmp_path: Path, null_folder: Path
+) -> None:
+    """An exact preset's decode takes one row less than its program: the last frame is the image all the same."""
+    alter(
+        null_folder,
+        lambda m: m["presets"]["official"].update(spacing="logsnr", sampler="bdia", encode_steps=5, decode_steps=5),
+    )
+    editor, options = hspace.open(null_folder, engine="null"), ["-b", null_folder, "--engine", "null"]
+    options += [] if frames is None else ["--frames", frames]
+    cli("timeline", photos / "a.png", *options, "-o", tmp_path / "frames").check()
+    latent = editor.encode(photos / "a.png")
+    timesteps, expected = editor.timeline(latent, frames)
+    assert len(timesteps) == (frames or 4) and len(editor.program("decode", latent=latent)) == 4
+    for name, picture in zip(names(tmp_path / "frames"), expected[:, 0], strict=True):
+        np.testing.assert_array_equal(pixels(tmp_path / "frames" / name), picture)
+
+
 def test_timeline_refusals(cli: Cli, on: list[object], photos: Path, tmp_path: Path, encodes: list[object]) -> None:
     out = ["-o", tmp_path / "x.png"]
     for frames in (0, 1):
         result = cli("timeline", photos / "a.png", *on, "--frames", frames, *out)
         result.error(2, f"frames: found {frames}, expected a whole number from 2")
-    cli("timeline", photos / "a.png", *on, "--frames", 5, *out).error(2, "frames: found 5, expected", "from 1 to 4")
+    cli("timeline", photos / "a.png", *on, "--frames", 5, *out).error(2, "--frames: found 5, expected", "from 2 to 4")
     cli("timeline", photos, *on, *out).error(2, "photos: found 3 files, expected one")
     cli("timeline", photos / "z.png", *on, *out).error(4, "z.png: no such file")
     cli("timeline", photos / "a.png", *on, "--set", "smiel=1", *out).error(2, "did you mean smile?")
@@ -296,7 +364,7 @@ ACCEPTS = {
     "unknown": (["smiel=1"], "accept: the bundle has no attribute 'smiel'; did you mean smile?"),
     "no classifier": (["block=1"], "accept: block is no z_direction, expected one: smile, beard"),
     "twice": (["smile=0", "smile=1"], "--accept: an attribute is named twice"),
-    "never": (["smile=1e30"], "accept: kept 0 of 1000 draws, expected 1; lower logits accept more"),
+    "never": (["smile=1e30"], "accept: smile: 0 of 256 draws come near a logit of 1e+30: the largest is "),
 }
 
 

@@ -16,6 +16,7 @@ from hspace import files, manifest
 from hspace.amend import add_attribute
 from hspace.bundle import Bundle, manifest_bytes
 from hspace.errors import BundleError, HspaceError
+from msgspec.structs import replace as replace_
 
 from ..unit.test_amend import direction
 from .helpers import Json, alter, refused
@@ -577,15 +578,19 @@ def test_other_format(version: object, null_folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("minor", "says"), [(1, "found 1, expected 0: a newer hspace"), (-1, "format_minor: expected")]
+    ("minor", "says"), [(2, "found 2, expected 1: a newer hspace"), (-1, "format_minor: expected")]
 )
 def test_format_with_additions(minor: int, says: str, null_folder: Path) -> None:
     """Those of a newer hspace are refused as such, and none of today's makes a bundle that older ones cannot read."""
-    alter(null_folder, lambda m: m.update(format_minor=minor, accuracy={}))
+    alter(null_folder, lambda m: m.update(format_minor=minor, colour=1))
     with refused(BundleError, "format_minor: ", says):
         Bundle(null_folder)
-    alter(null_folder, lambda m: (m.pop("format_minor"), m.pop("accuracy")))
-    assert b"format_minor" not in manifest_bytes(null_folder, Bundle(null_folder).manifest)
+    alter(null_folder, lambda m: (m.pop("format_minor"), m.pop("colour")))
+    found = Bundle(null_folder).manifest
+    assert not {"format_minor", "accuracy"} & json.loads(manifest_bytes(null_folder, found)).keys()
+    record = manifest.Accuracy(precision="bf16", inversion=50.0, reconstruction=45.0, edit=40.0)
+    (null_folder / "bundle.json").write_bytes(manifest_bytes(null_folder, replace_(found, accuracy=record)))
+    assert Bundle(null_folder).manifest == replace_(found, accuracy=record, format_minor=1)
 
 
 # --- counts and sizes ---------------------------------------------------------------------------------

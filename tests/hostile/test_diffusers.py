@@ -301,7 +301,8 @@ def test_without_the_extra(folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
     )
     assert isinstance(result.exception, click.ClickException)
     assert str(result.exception) == (
-        "hspace export diffusers needs the package diffusers: pip install 'hspace[diffusers]'"
+        "hspace export diffusers needs the package diffusers, of the extra diffusers: pip install '.[diffusers]' in a "
+        "clone of hspace, or pip install 'hspace-….whl[diffusers]'"
     )
 
 

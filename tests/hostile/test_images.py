@@ -56,26 +56,60 @@ def transparent_la() -> PIL.Image.Image:
     return image
 
 
-LARGE = encoded(PIL.Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)))
-LARGE_JPEG = encoded(PIL.Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)), "JPEG")
+LARGE, LARGE_JPEG, LARGE_GIF, LARGE_WEBP, LARGE_BMP, LARGE_TIFF = (
+    encoded(PIL.Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)), kind)
+    for kind in ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")
+)
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n"
 PDF = b"%PDF-1.4\n1 0 obj <</Type /Catalog>> endobj\ntrailer <</Root 1 0 R>>\n%%EOF\n"
 NOT_AN_IMAGE = "expected an image (PNG, JPEG, WEBP, BMP, TIFF, GIF)"
 LIMIT = "67108864"
 
 # name → (suffix, contents, fragments)
 FILES: dict[str, tuple[str, bytes, list[str]]] = {
-    "empty": (".png", b"", [NOT_AN_IMAGE]),
-    "text": (".png", b"hello", [NOT_AN_IMAGE]),
-    "PDF by another name": (".png", PDF, [NOT_AN_IMAGE]),
+    "empty": (".png", b"", [NOT_AN_IMAGE, "found an empty file"]),
+    "zeros": (".jpg", bytes(5000), [NOT_AN_IMAGE, "found a file of 5000 zeros or blanks"]),
+    "text": (".png", b"hello", [NOT_AN_IMAGE, "found a text"]),
+    "text, BM": (".bmp", "BM überall".encode(), [NOT_AN_IMAGE, "found a text"]),
+    "noise": (".png", RNG.bytes(5000), [NOT_AN_IMAGE, "found data of another kind"]),
+    "LFS": (".png", LFS, [NOT_AN_IMAGE, "found a Git LFS pointer (`git lfs pull` fetches the file)"]),
+    "HTML": (".jpg", b"\n<!DOCTYPE html>\n<html>", [NOT_AN_IMAGE, "found an HTML page (a download that failed?)"]),
+    "HTML, a comment first": (".jpg", b"<!-- x --><html lang=de>", [NOT_AN_IMAGE, "found an HTML page"]),
+    "HTML, many comments": (".jpg", b"<!---->" * 9000, [NOT_AN_IMAGE, "found an XML document"]),
+    "XML": (".jpg", b"<?xml version='1.0'?><Error>no</Error>", [NOT_AN_IMAGE, "found an XML document"]),
+    "JSON": (".jpg", b'{"error": 404}', [NOT_AN_IMAGE, "found a JSON text"]),
+    "SVG": (".png", b"<?xml version='1.0'?>\n<svg width='8'/>", [NOT_AN_IMAGE, "found an SVG drawing (convert it"]),
+    "HEIC": (".heic", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", [NOT_AN_IMAGE, "found a HEIC photograph (convert it"]),
+    "AVIF": (".jpg", b"\0\0\0\x1cftypavif\0\0\0\0mif1avif", [NOT_AN_IMAGE, "found an AVIF image (convert it"]),
+    "JPEG 2000": (".jpg", b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(40), [NOT_AN_IMAGE, "found a JPEG 2000 image"]),
+    "icon": (".png", b"\0\0\1\0\1\0\x10\x10" + bytes(40), [NOT_AN_IMAGE, "found an icon"]),
+    "MP4": (".gif", b"\0\0\0\x18ftypisom\0\0\2\0isomiso2", [NOT_AN_IMAGE, "found a video (take a frame out"]),
+    "WebM": (".webm", b"\x1aE\xdf\xa3\x9fB\x86\x81", [NOT_AN_IMAGE, "found a video"]),
+    "ZIP": (".png", b"PK\3\4" + bytes(40), [NOT_AN_IMAGE, "found a ZIP archive (unpack it first)"]),
+    "NumPy": (".png", b"\x93NUMPY\1\0" + bytes(40), [NOT_AN_IMAGE, "found a NumPy file"]),
+    "raw photograph": (
+        ".dng",
+        encoded(grey("RGB"), "TIFF", tiffinfo={0xFE: 1}),
+        ["preview of a raw photo"],
+    ),
+    "PDF by another name": (".png", PDF, [NOT_AN_IMAGE, "found a PDF document"]),
     "PDF that Pillow wrote": (".png", encoded(PIL.Image.fromarray(RGB), "PDF"), [NOT_AN_IMAGE]),
     "PostScript by another name": (".jpg", encoded(PIL.Image.fromarray(RGB), "EPS"), [NOT_AN_IMAGE]),
     "format that is not read": (".png", encoded(PIL.Image.fromarray(RGB), "PPM"), [NOT_AN_IMAGE]),
     "pickle": (".png", b"\x80\x04K\x01.", [NOT_AN_IMAGE]),
-    "PNG, signature alone": (".png", LARGE[:8], [NOT_AN_IMAGE]),
+    "PNG, signature alone": (".png", LARGE[:8], [NOT_AN_IMAGE, "found a PNG file that is cut short: it ends after 8"]),
     "PNG, header alone": (".png", png(8, 8, 8, 2, None), [NOT_AN_IMAGE]),
-    "PNG, truncated": (".png", LARGE[: len(LARGE) // 2], [NOT_AN_IMAGE]),
-    "PNG, a byte altered": (".png", LARGE[:60] + bytes([LARGE[60] ^ 255]) + LARGE[61:], [NOT_AN_IMAGE]),
-    "JPEG, truncated": (".jpg", LARGE_JPEG[: len(LARGE_JPEG) // 2], [NOT_AN_IMAGE]),
+    "PNG, truncated": (".png", LARGE[: len(LARGE) // 2], [NOT_AN_IMAGE, "found a PNG file that is cut short: it"]),
+    "PNG, a byte altered": (
+        ".png",
+        LARGE[:60] + bytes([LARGE[60] ^ 255]) + LARGE[61:],
+        [NOT_AN_IMAGE, "found a damaged PNG file"],
+    ),
+    "JPEG, truncated": (".jpg", LARGE_JPEG[: len(LARGE_JPEG) // 2], [NOT_AN_IMAGE, "found a JPEG file that is cut"]),
+    "GIF, truncated": (".gif", LARGE_GIF[:400], [NOT_AN_IMAGE, "found a GIF file that is cut short"]),
+    "WEBP, truncated": (".webp", LARGE_WEBP[:400], [NOT_AN_IMAGE, "found a WEBP file that is cut short"]),
+    "BMP, truncated": (".bmp", LARGE_BMP[:400], [NOT_AN_IMAGE, "found a BMP file that is cut short"]),
+    "TIFF, truncated": (".tif", LARGE_TIFF[:400], [NOT_AN_IMAGE, "found a damaged TIFF file"]),
     "of another size": (".png", LARGE, ["found 64×64 pixels, expected 8×8", "resize=True"]),
     "not square": (".png", encoded(PIL.Image.new("RGB", (8, 9))), ["found 8×9 pixels, expected 8×8"]),
     "16 bits, grey": (
@@ -217,7 +251,7 @@ ARRAYS: dict[str, tuple[Any, type[hspace.HspaceError], list[str]]] = {
     "bool": (np.zeros((1, 8, 8, 3), bool), ArgumentError, ["found bool [1, 8, 8, 3], expected uint8"]),
     "objects": (np.array([None]), ArgumentError, ["found object [1], expected uint8"]),
     "float32, channels last": (np.zeros((1, 8, 8, 3), "f4"), ArgumentError, ["found float32 [1, 8, 8, 3]"]),
-    "float32, one image": (np.zeros((3, 8, 8), "f4"), ArgumentError, ["found float32 [3, 8, 8], expected"]),
+    "float32, one image of four channels": (np.zeros((4, 8, 8), "f4"), ArgumentError, ["found float32 [4, 8, 8]"]),
     "uint8, channels first": (np.zeros((1, 3, 8, 8), "u1"), ArgumentError, ["found uint8 [1, 3, 8, 8], expected"]),
     "uint8, grey": (np.zeros((8, 8), "u1"), ArgumentError, ["found uint8 [8, 8], expected [N, H, W, 3]"]),
     "uint8, RGBA": (np.zeros((8, 8, 4), "u1"), ArgumentError, ["found uint8 [8, 8, 4], expected [N, H, W, 3]"]),
@@ -227,9 +261,20 @@ ARRAYS: dict[str, tuple[Any, type[hspace.HspaceError], list[str]]] = {
     "empty list": ([], ArgumentError, ["images: found list, expected an image, a path, an array or a sequence"]),
     "number": (5, ArgumentError, ["images: found int, expected an image"]),
     "None": (None, ArgumentError, ["images: found NoneType, expected an image"]),
-    "list of arrays": ([np.zeros((8, 8, 3), "u1")], ArgumentError, ["images: found ndarray in a sequence"]),
-    "list of None": ([None], ArgumentError, ["images: found NoneType in a sequence"]),
-    "bytes": (LARGE, ArgumentError, ["images: found"]),
+    "empty generator": ((i for i in ()), ArgumentError, ["images: found generator, expected an image"]),
+    "dict": ({"a": RGB}, ArgumentError, ["images: found dict, expected an image"]),
+    "set": ({"a.png"}, ArgumentError, ["images: found set, expected an image"]),
+    "list of None": ([None], ArgumentError, ["images[0]: found NoneType in a sequence"]),
+    "list of a number": ([RGB, RGB, 5], ArgumentError, ["images[2]: found int in a sequence"]),
+    "list of lists": ([RGB, RGB.tolist()], ArgumentError, ["images[1]: found list in a sequence"]),
+    "list with a batch": ([RGB, np.stack([RGB, RGB])], ArgumentError, ["images[1]: found a batch of 2, expected one"]),
+    "list with floats": ([RGB, F32[0] * 2 + 2], ImageError, ["images[1]: found float32 values outside [-1, 1]"]),
+    "list with float64": ([RGB, F32[0].astype("f8")], ArgumentError, ["images[1]: found float64 [3, 8, 8], expected"]),
+    "list with a size": ([RGB, RGB[:7]], ImageError, ["images[1]: found 8×7 pixels, expected 8×8"]),
+    "list with a text": ([encoded(grey("L")), b"hello"], ImageError, ["images[1]: expected an image", "found a text"]),
+    "bytes of a text": (b"hello", ImageError, ["image: expected an image", "found a text"]),
+    "bytes cut short": (LARGE[:99], ImageError, ["image: expected an image", "PNG file that is cut short"]),
+    "a file of text": (io.StringIO("hello"), ArgumentError, ["image: found a file of str, expected one of bytes"]),
 }
 
 
@@ -237,8 +282,8 @@ ARRAYS: dict[str, tuple[Any, type[hspace.HspaceError], list[str]]] = {
 @pytest.mark.parametrize("resize", [False, True], ids=["", "resize"])
 def test_array(name: str, resize: bool) -> None:
     images, error, fragments = ARRAYS[name]
-    if resize and name == "uint8 of another size":
-        assert load_images(images, 8, resize=True).shape == (1, 3, 8, 8)
+    if resize and name in ("uint8 of another size", "list with a size"):
+        assert load_images(images, 8, resize=True).shape == (len(images), 3, 8, 8)
         return
     with refused(error, *fragments):
         load_images(images, 8, resize=resize)

@@ -134,8 +134,13 @@ def test_not_onnx(name: str, null_folder: Path) -> None:
 
 
 def test_a_graph_that_onnx_runtime_cannot_load(null_folder: Path) -> None:
-    """Well-formed protobuf passes the scan; the engine's own refusal is a BundleError too."""
-    file = replace(null_folder, "components.trunk", model(field(1, field(4, "NoSuchOperator") + field(2, "y"))))
+    """What passes the scans is refused by the engine itself: a matrix product of what is none."""
+    tensors = b"".join(
+        field(5, field(1, d) + field(2, 1) + field(8, n) + field(9, bytes(4 * d))) for n, d in [("a", 2), ("b", 3)]
+    )
+    node = field(1, field(1, "a") + field(1, "b") + field(2, "c") + field(4, "MatMul"))
+    data = field(1, 9) + field(7, node + tensors + field(2, "g")) + field(8, field(2, 18))
+    file = replace(null_folder, "components.trunk", data)
     with refused(BundleError, f"{null_folder / file}: ONNX Runtime cannot load this graph", unchanged=null_folder):
         hspace.open(null_folder, engine="onnx")
 

@@ -297,11 +297,12 @@ def test_other_predictions(editor, rng, monkeypatch: pytest.MonkeyPatch, name: s
 def test_presets(editor) -> None:
     def presets(name: str) -> dict[str, Any]:
         found = editor(name).bundle.manifest
-        assert found.default_preset == "asyrp"
+        assert found.default_preset == "asymmetric"
         return {k: msgspec.structs.astuple(p) for k, p in found.presets.items()}
 
     def few(*phases: int) -> dict[str, Any]:
         runs = {"fast": ("dpmpp_2m", 6), "balanced": ("dpmpp_2m", 10), "exact": ("bdia", 20)}
+        runs["asymmetric"] = ("dpmpp_2m", 40)
         return {k: (n, n, None, sampler, "logsnr", False, *phases) for k, (sampler, n) in runs.items()}
 
     assert presets("epsilon") == {
@@ -316,7 +317,7 @@ def test_presets(editor) -> None:
         "official": (50, 50, None, "ddim", "leading", True, 0, 0),
         "ddpm": (50, 100, None, "ddpm", "leading", True, 0, 0),
     }
-    assert list(presets("learned")) == ["asyrp", "official", "fast", "balanced", "exact"]
+    assert list(presets("learned")) == ["asyrp", "official", "fast", "balanced", "exact", "asymmetric"]
     assert editor("v_prediction").bundle.manifest.provenance.config["prediction_type"] == "v_prediction"
 
 
@@ -333,7 +334,7 @@ def test_trained_betas(saved, tmp_path: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"trained_betas": betas, "num_train_timesteps": 30}))
     model = hook.load_model(folder, attributes={}, settings=Settings())
     assert np.allclose(model.schedules.image.build().alphas_cumprod, np.cumprod(1 - np.array(betas)), rtol=1e-12)
-    assert [p.decode_steps for p in model.presets.values()] == [30, 30, 30, 6, 10, 20]
+    assert [p.decode_steps for p in model.presets.values()] == [30, 30, 30, 6, 10, 20, 30]
 
 
 def test_attribute(editor, rng) -> None:

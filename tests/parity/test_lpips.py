@@ -113,7 +113,7 @@ def test_refusals(weights, tmp_path: Path) -> None:
     for files in ((wrong, linear), (backbone, wrong), (tmp_path / "nowhere.pth", linear)):
         with pytest.raises(CheckpointError, match=r"expected a PyTorch checkpoint|no such file"):
             export_lpips(files[0], output, size=SIZE, linear=files[1])
-    with pytest.raises(ArgumentError, match="image_size: found 31, expected at least 32"):
+    with pytest.raises(ArgumentError, match="image_size: found 31, expected a whole number from 32 to 4096"):
         export_lpips(backbone, output, size=31, linear=linear)
     assert not output.exists()
     output.write_bytes(b"mine")

@@ -81,12 +81,31 @@ def test_samples_that_are_accepted(null_diffae: hspace.Editor) -> None:
     assert np.array_equal(null_diffae.draw(3, accept={}, seed=1).z_sem, null_diffae.draw(3, seed=1).z_sem)
 
 
-def test_nothing_is_accepted(null_diffae: hspace.Editor) -> None:
-    for count in (1, 2):
-        with pytest.raises(
-            ArgumentError, match=rf"accept: kept 0 of {count}0\d\d draws, expected {count}; lower logits"
-        ):
-            batched(null_diffae, 500).sample(count, accept={"smile": 1e6}, latent_steps=1)
+@pytest.mark.parametrize("batch_size", [1, 100, 5000])
+def test_what_no_draw_comes_near(batch_size: int, null_diffae: hspace.Editor) -> None:
+    """The first 256 draws tell, whatever is wanted and whatever the batch; how often the network ran shows it."""
+    editor, seen = batched(null_diffae, batch_size), []
+    logits = null_diffae.attributes["smile"].logit(null_diffae.draw(256, latent_steps=1, seed=3).z_sem)
+    message = f"accept: smile: 0 of 256 draws come near a logit of 1e+06: the largest is {logits.max():.3g}, "
+    message += f"the mean {logits.mean():.3g} ± {logits.std():.3g}; lower logits accept more"
+    with pytest.raises(ArgumentError) as found:
+        run = {"latent_steps": 1, "seed": 3, "on_step": lambda step: seen.append(len(step.x))}
+        editor.sample(10_000, accept={"beard": -1e6, "smile": 1e6}, **run)
+    assert str(found.value) == message
+    assert 256 <= sum(seen) <= 256 + max(256, batch_size)
+
+
+@pytest.mark.parametrize("batch_size", [1, 300, 5000])
+def test_what_is_rare_is_looked_for(batch_size: int, null_diffae: hspace.Editor) -> None:
+    """To the end: 1000 draws for each that is wanted, the same ones whatever the batch."""
+    logits = null_diffae.attributes["smile"].logit(null_diffae.draw(1000, latent_steps=1).z_sem)
+    editor, best = batched(null_diffae, batch_size), float(logits.max())
+    z_sem = editor.draw(1, accept={"smile": best - 1e-4}, latent_steps=1).z_sem
+    np.testing.assert_allclose(null_diffae.attributes["smile"].logit(z_sem), best, atol=1e-4)
+    with pytest.raises(ArgumentError) as found:
+        editor.draw(1, accept={"smile": best + 0.01}, latent_steps=1)
+    says = "accept: kept 0 of 1000 draws (0.00%), expected 1; the largest logits are: smile "
+    assert str(found.value) == f"{says}{best:.3g}; lower logits accept more"
 
 
 @pytest.mark.parametrize(

@@ -96,28 +96,40 @@ short = st.one_of(
 )
 
 
-def roots(spacing: str, steps: int, schedule: Schedule) -> np.ndarray:
+def span(schedule: Schedule) -> tuple[int, int]:
+    """Timestep by timestep: σ/α nearest to 0.01, and the last that is at most 160; two timesteps at least."""
+    noise = [math.sqrt((1 - ab) / ab) for ab in schedule.alphas_cumprod]
+    first = min(range(len(noise)), key=lambda t: abs(math.log(noise[t] / 0.01)))
+    first = min(first, len(noise) - 2)
+    return first, max([t for t, s in enumerate(noise) if s <= 160 and t > first], default=first + 1)
+
+
+def roots(spacing: str, steps: int, schedule: Schedule, first: int, last: int) -> np.ndarray:
     """The levels wanted, in timesteps from last to first, independently: t, or where the schedule has the level."""
-    ab = schedule.alphas_cumprod
+    ab = schedule.alphas_cumprod[first : last + 1]
     s, grid = np.sqrt((1 - ab) / ab), np.arange(steps) / (steps - 1)
     if spacing == "quadratic":
-        return (schedule.timesteps - 1) * (1 - grid) ** 2
+        return first + (last - first) * (1 - grid) ** 2
     if spacing == "logsnr":
         wanted = s[-1] * (s[0] / s[-1]) ** grid
     else:  # Karras et al. 2022, equation 5
         wanted = (s[-1] ** (1 / 7) + grid * (s[0] ** (1 / 7) - s[-1] ** (1 / 7))) ** 7
-    return np.interp(np.log(wanted), np.log(s), np.arange(len(s)))
+    return first + np.interp(np.log(wanted), np.log(s), np.arange(len(s)))
 
 
-@given(st.sampled_from(UNEVEN), short)
-def test_uneven_spacings_of_short_schedules(spacing: str, schedule: Schedule) -> None:
-    """At every number of steps: distinct, ascending, within range, the last timestep always among them."""
-    total = schedule.timesteps
+@given(st.sampled_from(("asyrp", *UNEVEN)), short)
+def test_spacings_of_short_schedules(spacing: str, schedule: Schedule) -> None:
+    """At every number of steps: distinct, ascending, from end to end of the span, and beyond it where it must."""
+    total, (first, last) = schedule.timesteps, span(schedule)
+    assert schedule.span == range(first, last + 1)
     for steps in range(1, total + 1):
         found = space_timesteps(spacing, steps, schedule)
         assert found.shape == (steps,) and found.dtype == np.int64
-        assert (np.diff(found) > 0).all() and found[0] >= 0 and found[-1] == total - 1
-        assert steps == 1 or found[0] == 0
+        assert (np.diff(found) > 0).all() and found[0] >= 0 and found[-1] < total
+        if 1 < steps <= last - first + 1:
+            assert found[[0, -1]].tolist() == [first, last]
+        elif steps > last + 1:
+            assert found.tolist() == list(range(steps))
     assert found.tolist() == list(range(total))
 
 
@@ -128,22 +140,62 @@ def test_uneven_spacings_of_short_schedules(spacing: str, schedule: Schedule) ->
 def test_uneven_spacings_follow_their_formulas(spacing: str, schedule: Schedule) -> None:
     """The timesteps nearest to the levels at every number of steps; where several are one, the later ones go up, and
     what then lies beyond the last goes down."""
-    assert space_timesteps(spacing, 1, schedule).tolist() == [999]
-    for steps in range(2, 1001):
-        found, wanted = space_timesteps(spacing, steps, schedule), roots(spacing, steps, schedule)[::-1]
-        lower, upper = (apart(np.clip(wanted + e, 0, 999)) for e in (-1e-6, 1e-6))  # rounding may go either way
+    first, last = span(schedule)
+    assert space_timesteps(spacing, 1, schedule).tolist() == [last]
+    for steps in range(2, last - first + 2):
+        found, wanted = space_timesteps(spacing, steps, schedule), roots(spacing, steps, schedule, first, last)[::-1]
+        # rounding may go either way
+        lower, upper = (apart(np.clip(wanted + e, first, last), last) for e in (-1e-6, 1e-6))
         assert (lower <= found).all() and (found <= upper).all(), steps
 
 
-def apart(wanted: np.ndarray) -> np.ndarray:
+def apart(wanted: np.ndarray, last: int) -> np.ndarray:
     """The nearest timesteps, moved apart one by one."""
     t = [round(w) for w in wanted]
     for i in range(1, len(t)):
         t[i] = max(t[i], t[i - 1] + 1)
-    t[-1] = min(t[-1], 999)
+    t[-1] = min(t[-1], last)
     for i in reversed(range(len(t) - 1)):
         t[i] = min(t[i], t[i + 1] - 1)
     return np.array(t)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("steps", [2, 6, 10, 20, 40, 50, 100, 250, 1000])
+def test_the_linear_schedule_is_its_own_span(spacing: str, steps: int) -> None:
+    """What runs on it visits is what it was before there were spans, to the timestep."""
+    schedule = Schedule.linear()
+    assert schedule.span == range(1000)
+    assert space_timesteps(spacing, steps, schedule).tolist() == SPACINGS[spacing](steps, schedule).tolist()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (Schedule.cosine(), (1, 994)),
+        (Schedule.cosine(4000), (8, 3982)),
+        (Schedule.cosine(250), (0, 247)),
+        (Schedule.cosine(50), (0, 48)),
+        (Schedule.const(), (0, 999)),
+        (Schedule.const(0.02), (0, 501)),
+        (Schedule.linear(4000), (0, 1995)),
+        (Schedule.linear(250), (0, 249)),
+        (Schedule.linear(4000, 2.5e-5, 0.005), (3, 3999)),
+        (Schedule.from_betas(np.append(1e-12, np.linspace(1e-4, 0.02, 999))), (1, 999)),
+        (Schedule.const(0.9999999, 2), (0, 1)),
+        (Schedule.const(0.5, 1), (0, 0)),
+    ],
+)
+def test_spans(schedule: Schedule, expected: tuple[int, int]) -> None:
+    assert (schedule.span[0], schedule.span[-1]) == expected
+
+
+@pytest.mark.parametrize(
+    ("spacing", "steps", "last"),
+    [("diffae", 100, 990), ("diffae", 1000, 999), ("linspace", 50, 999), ("trailing", 50, 999)],
+)
+def test_code_bases_own_spacings_stay(spacing: str, steps: int, last: int) -> None:
+    assert space_timesteps(spacing, steps, Schedule.cosine())[-1] == last
 
 
 def test_log_snr_falls_evenly() -> None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
 import pytest
+from hspace import labels
 from hspace.errors import ArgumentError
 from hspace.sheet import Sheet, grid, save_animation
 
@@ -99,14 +105,40 @@ def test_a_label_of_two_lines() -> None:
 
 
 def test_frames_of_one_size() -> None:
-    """Whatever their labels: an animation's frames must be."""
-    sheet = Sheet([""], ["t = 1", "a label that is much wider than a picture"], 8)
-    frames = [sheet.one(i) for i in (0, 1)]
-    assert frames[0].shape == frames[1].shape
-    one = pictures(1)
-    a, b = (frame.draw(one) for frame in frames)
-    assert not np.array_equal(a, b)  # their labels
-    np.testing.assert_array_equal(a[-GAP - CELL :], b[-GAP - CELL :])
+    """Whatever their labels: an animation's frames must be. Each shows its own picture."""
+    sheet, two = Sheet([""], ["t = 1", "a label that is much wider than a picture"], 8), pictures(2)
+    a, b = sheet.frames(two)
+    assert a.shape == b.shape
+    assert not np.array_equal(a[: -GAP - CELL], b[: -GAP - CELL])  # their labels
+    for frame, picture in zip((a, b), two, strict=True):
+        np.testing.assert_array_equal(frame[-GAP - CELL : -GAP, GAP : GAP + CELL], enlarged(picture, 16))
+        assert not ink(frame[-GAP - CELL :, GAP + CELL :])
+
+
+WRONG = {
+    "one picture": pictures(1)[0],
+    "of another size": pictures(2, 9),
+    "channels first": pictures(2).transpose(0, 3, 1, 2),
+    "grey": pictures(2)[..., 0],
+    "float32": pictures(2).astype(np.float32),
+    "none": pictures(2)[:0],
+    "more than cells": pictures(3),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_pictures_of_another_shape_are_refused(name: str) -> None:
+    """Of one picture [H, W, 3], each row of pixels was once drawn as a picture."""
+    wrong = WRONG[name]
+    found = f"pictures: found {wrong.dtype} {list(wrong.shape)}, expected uint8 [2, 8, 8, 3] or fewer"
+    with refused(ArgumentError, found):
+        plain(1, 2, 8).draw(wrong)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_frames_of_another_shape_are_refused(name: str) -> None:
+    with refused(ArgumentError, "pictures: found", "expected"):
+        plain(1, 2, 8).frames(WRONG[name])
 
 
 # --- too large ----------------------------------------------------------------------------------------
@@ -164,3 +196,80 @@ def test_frames_are_never_too_short(tmp_path: Path) -> None:
     save_animation(tmp_path / "x.apng", [*pictures(9)], seconds=0.01)
     with PIL.Image.open(tmp_path / "x.apng") as animation:
         assert animation.info["duration"] == 20
+
+
+# --- labels in any script -----------------------------------------------------------------------------
+
+NAMES = ["smile", "улыбка", "слеза", "笑顔", "笑颜", "小", "웃음", "ابتسامة", "דמעה", "חיוך", "χαμόγελο"]
+NAMES += ["café", "cafè", "😀", "😁", "हँसी", "ยิ้ม"]
+
+
+def label_of(name: str) -> np.ndarray:
+    """The strip with the label above a picture, in a sheet as wide for all."""
+    drawn = Sheet([""], [name, "w" * 60], 8).draw(pictures(1))
+    return drawn[: -GAP - CELL, : GAP + CELL]
+
+
+@pytest.fixture(params=["this machine's fonts", "no fonts"])
+def fonts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
+    """Whether there are fonts but Pillow's own."""
+    has = request.param == "this machine's fonts"
+    if not has:
+        monkeypatch.setattr(labels, "_FILES", ())
+    for cached in (labels._fonts, labels._has):
+        cached.cache_clear()
+    yield has
+    for cached in (labels._fonts, labels._has):
+        cached.cache_clear()
+
+
+def test_labels_of_any_script_differ(fonts: bool) -> None:
+    """None is empty, and none looks like another: no name is drawn as boxes."""
+    drawn = {name: label_of(name) for name in NAMES}
+    assert all(ink(strip) for strip in drawn.values())
+    assert len({strip.tobytes() for strip in drawn.values()}) == len(NAMES)
+    np.testing.assert_array_equal(label_of("улыбка"), drawn["улыбка"])
+
+
+def test_no_character_is_drawn_as_a_box(fonts: bool) -> None:
+    """Each part of a label is in a font that has its characters; those that no font has are code points."""
+    for name in NAMES:
+        parts = labels._runs(name)
+        numbers = [labels._fonts().index(font) for font, _ in parts]
+        assert all(labels._has(n, c) for n, (_, text) in zip(numbers, parts, strict=True) for c in text), name
+        whole = re.sub(r"\\[xuU]([0-9a-f]+)", lambda m: chr(int(m[1], 16)), "".join(text for _, text in parts))
+        assert whole == unicodedata.normalize("NFC", name)
+    if not fonts:
+        assert labels._runs("笑 é") == [(labels._own(), "\\u7b11 \\xe9")]
+
+
+def test_code_points_where_nothing_is_drawn(fonts: bool) -> None:
+    for odd, shown in (("a\tb", "a\\tb"), ("\udc80x", "\\udc80x"), ("\ue000", "\\ue000"), ("\x1b[1m", "\\x1b[1m")):
+        assert labels._runs(odd) == [(labels._own(), shown)]
+
+
+def test_one_name_in_two_forms_of_unicode(fonts: bool) -> None:
+    """macOS writes é in files' names as e and an accent."""
+    np.testing.assert_array_equal(label_of("cafe\u0301"), label_of("caf\xe9"))
+
+
+@pytest.mark.parametrize("label", ["smile +0.5", "first\n0 to 7", "gjpqy|_ {~}"])
+def test_ascii_is_as_pillow_draws_it(label: str, fonts: bool) -> None:
+    """On every machine, whatever its fonts."""
+    lines, font = label.count("\n") + 1, PIL.ImageFont.load_default(13)
+    assert labels.size_of(label)[1] == 17 * lines
+    expected, found = (PIL.Image.new("RGB", (200, 60), "white") for _ in range(2))
+    PIL.ImageDraw.Draw(expected).multiline_text((8, 4), label, fill="black", font=font)
+    labels.draw(PIL.ImageDraw.Draw(found), 8, 4, label)
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+
+
+def test_a_label_has_room(fonts: bool) -> None:
+    """Nothing is drawn beyond the size that is told, but for a pixel of overhang."""
+    for name in NAMES:
+        width, height = labels.size_of(name)
+        canvas = PIL.Image.new("RGB", (width + 40, height + 40), "white")
+        labels.draw(PIL.ImageDraw.Draw(canvas), 20, 20, name)
+        rows, columns = np.nonzero((np.asarray(canvas) != 255).any(axis=2))
+        assert columns.min() >= 18 and columns.max() <= 20 + width + 1, name
+        assert rows.min() >= 16 and rows.max() <= 20 + height + 1, name

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .guided import Attention, ResBlock
+from .guided import Attention, AttentionOrder, ResBlock
 from .layers import GroupNorm, LayerNorm, Sinusoid
 
 
@@ -22,6 +22,12 @@ class EncoderConfig:
     attention_levels: tuple[int, ...]
     z_channels: int
     num_heads: int
+    num_head_channels: int | None = None
+    attention_order: AttentionOrder = "legacy"
+
+    def attend(self, channels: int) -> Attention:
+        heads = channels // self.num_head_channels if self.num_head_channels else self.num_heads
+        return Attention(channels, heads, self.attention_order)
 
 
 class Encoder(nn.Module):
@@ -35,12 +41,12 @@ class Encoder(nn.Module):
         self.input_blocks = nn.ModuleList([nn.Sequential(nn.Conv2d(3, ch, 3, padding=1))])
         for level, width in enumerate(widths):
             for _ in range(c.num_res_blocks):
-                attention = [Attention(width, c.num_heads)] if level in c.attention_levels else []
+                attention = [c.attend(width)] if level in c.attention_levels else []
                 self.input_blocks.append(nn.Sequential(ResBlock(ch, width, 0), *attention))
                 ch = width
             if level < len(widths) - 1:
                 self.input_blocks.append(nn.Sequential(ResBlock(ch, ch, 0, resample="down")))
-        self.middle_block = nn.Sequential(ResBlock(ch, ch, 0), Attention(ch, c.num_heads), ResBlock(ch, ch, 0))
+        self.middle_block = nn.Sequential(ResBlock(ch, ch, 0), c.attend(ch), ResBlock(ch, ch, 0))
         self.out = nn.Sequential(
             GroupNorm(ch), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Conv2d(ch, c.z_channels, 1), nn.Flatten()
         )
@@ -64,6 +70,7 @@ class LatentConfig:
     time_channels: int
     num_time_layers: int
     condition_bias: float
+    time_scale: float = 1.0
 
 
 class MlpLayer(nn.Module):
@@ -89,7 +96,7 @@ class LatentNet(nn.Module):
     def __init__(self, config: LatentConfig) -> None:
         super().__init__()
         self.config = c = config
-        self.sinusoid = Sinusoid(c.time_channels, first="cos", denominator=c.time_channels // 2)
+        self.sinusoid = Sinusoid(c.time_channels, first="cos", denominator=c.time_channels // 2, scale=c.time_scale)
         time: list[nn.Module] = []
         for i in range(c.num_time_layers):
             time += [nn.Linear(c.channels if i else c.time_channels, c.channels), nn.SiLU()]

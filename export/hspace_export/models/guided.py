@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .layers import First, GroupNorm, Sinusoid, SkipBlock, attend, share_skips
+
+AttentionOrder = Literal["legacy", "new"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,8 @@ class GuidedConfig:
     """The architecture. attention_levels: levels of the pyramid (0 = full size) that attend to themselves.
 
     z_channels: length of z_sem, 0 for an unconditional network. num_head_channels: per attention head, or None:
-    then num_heads says how many there are.
+    then num_heads says how many there are. attention_order: how `qkv` has queries, keys and values; see `Attention`.
+    time_scale: what timesteps are multiplied by before they are embedded.
     """
 
     model_channels: int
@@ -34,6 +38,8 @@ class GuidedConfig:
     scale_shift_norm: bool
     num_heads: int
     num_head_channels: int | None
+    attention_order: AttentionOrder = "legacy"
+    time_scale: float = 1.0
 
 
 class ResBlock(SkipBlock):
@@ -81,11 +87,16 @@ class ResBlock(SkipBlock):
 
 
 class Attention(nn.Module):
-    """Self-attention over positions; queries, keys and values of a head lie beside each other in `qkv`."""
+    """Self-attention over positions.
 
-    def __init__(self, channels: int, heads: int) -> None:
+    order: "legacy" where `qkv` has queries, keys and values of the first head, then those of the second, and so on
+    (the official `QKVAttentionLegacy`); "new" where it has the queries of all heads first, then the keys, then the
+    values (`QKVAttention`, with use_new_attention_order).
+    """
+
+    def __init__(self, channels: int, heads: int, order: AttentionOrder = "legacy") -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.order = heads, order
         self.norm = GroupNorm(channels)
         self.qkv = nn.Conv1d(channels, channels * 3, 1)
         self.proj_out = nn.Conv1d(channels, channels, 1)
@@ -94,7 +105,10 @@ class Attention(nn.Module):
         n, c, height, width = x.shape
         each = c // self.heads
         qkv = self.qkv(self.norm(x).reshape(n, c, height * width))
-        q, k, v = qkv.reshape(n * self.heads, 3 * each, height * width).split(each, dim=1)
+        if self.order == "new":
+            q, k, v = (part.reshape(n * self.heads, each, height * width) for part in qkv.split(c, dim=1))
+        else:
+            q, k, v = qkv.reshape(n * self.heads, 3 * each, height * width).split(each, dim=1)
         y = attend(q, k, v, each**-0.5).reshape(n, c, height * width)
         out: Tensor = x + self.proj_out(y).reshape(n, c, height, width)
         return out
@@ -148,7 +162,7 @@ class GuidedUNet(nn.Module):
             nn.Linear(c.model_channels, c.embed_channels), nn.SiLU(), nn.Linear(c.embed_channels, c.embed_channels)
         )
         self.time_embed = TimeEmbedding(mlp) if c.z_channels else mlp
-        self.sinusoid = Sinusoid(c.model_channels, first="cos", denominator=c.model_channels // 2)
+        self.sinusoid = Sinusoid(c.model_channels, first="cos", denominator=c.model_channels // 2, scale=c.time_scale)
         widths = [int(m * c.model_channels) for m in c.channel_mult]
         ch = widths[0]
         self.input_blocks = nn.ModuleList([nn.Sequential(nn.Conv2d(3, ch, 3, padding=1))])
@@ -162,7 +176,7 @@ class GuidedUNet(nn.Module):
                 down = self._res(ch, ch, "down") if c.resblock_updown else Downsample(ch)
                 self.input_blocks.append(nn.Sequential(down))
                 skips.append(ch)
-        self.middle_block = nn.Sequential(self._res(ch, ch), Attention(ch, self._heads(ch)), self._res(ch, ch))
+        self.middle_block = nn.Sequential(self._res(ch, ch), self._attend(ch), self._res(ch, ch))
         self.output_blocks = nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):
             for i in range(c.num_res_blocks + 1):
@@ -177,11 +191,13 @@ class GuidedUNet(nn.Module):
         c = self.config
         return ResBlock(channels, out, c.embed_channels, c.z_channels, c.scale_shift_norm, resample)
 
-    def _heads(self, channels: int) -> int:
-        return channels // self.config.num_head_channels if self.config.num_head_channels else self.config.num_heads
+    def _attend(self, channels: int) -> Attention:
+        c = self.config
+        heads = channels // c.num_head_channels if c.num_head_channels else c.num_heads
+        return Attention(channels, heads, c.attention_order)
 
     def _attention(self, level: int, channels: int) -> list[nn.Module]:
-        return [Attention(channels, self._heads(channels))] if level in self.config.attention_levels else []
+        return [self._attend(channels)] if level in self.config.attention_levels else []
 
     def trunk(self, x: Tensor, t: Tensor, z_sem: Tensor | None = None) -> tuple[Tensor, Tensor, list[Tensor]]:
         """x [N, 3, H, W], t int [N], z_sem [N, D] → h [N, C, h, w], temb [N, E], skips."""

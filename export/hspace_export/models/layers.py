@@ -133,18 +133,21 @@ class Sinusoid(nn.Module):
     """Sinusoidal embedding of timesteps (int [N]) as float32 [N, size].
 
     The two code bases differ: guided diffusion puts cosines `first` and divides by size/2, DDPM sines and size/2 − 1.
+    scale: what t is multiplied by first, where a code base trains at T timesteps and tells the network t·1000/T.
     The frequencies are a constant, not arithmetic for an exporter to fold: a last bit of theirs is 1e-5 of a result.
     """
 
     frequencies: Tensor
 
-    def __init__(self, size: int, *, first: str, denominator: int) -> None:
+    def __init__(self, size: int, *, first: str, denominator: int, scale: float = 1.0) -> None:
         super().__init__()
-        self.first, self.odd = first, size % 2
-        frequencies = torch.exp(-math.log(10000) * torch.arange(size // 2, dtype=torch.float32) / denominator)
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.first, self.odd, self.scale = first, size % 2, scale
+        # on the CPU even where the network around is made without memory: no checkpoint has it
+        steps = torch.arange(size // 2, dtype=torch.float32, device="cpu")
+        self.register_buffer("frequencies", torch.exp(-math.log(10000) * steps / denominator), persistent=False)
 
     def forward(self, t: Tensor) -> Tensor:
-        angles = t.float()[:, None] * self.frequencies[None]
+        told = t.float() if self.scale == 1 else t.float() * self.scale
+        angles = told[:, None] * self.frequencies[None]
         parts = [angles.cos(), angles.sin()] if self.first == "cos" else [angles.sin(), angles.cos()]
         return F.pad(torch.cat(parts, dim=1), (0, self.odd))

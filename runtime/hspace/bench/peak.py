@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from ..engines import privacy
+
 PRECISIONS = ("fp32", "bf16")
 _SIZES = (1024, 2048, 3072)  # of square matrices
 _CHANNELS, _SIDE, _DEPTH = 128, 128, 4  # of the convolution; how many layers a graph has, one after another
@@ -125,7 +127,7 @@ def _numpy(threads: int | None) -> Iterator[Candidate]:
 
 def _openvino(threads: int | None) -> Iterator[Candidate]:
     """Layers one after another, so that what turns the first's input into bf16 counts for little."""
-    ov: Any = importlib.import_module("openvino")
+    ov = privacy.openvino()
     op: Any = importlib.import_module("openvino.opset13")
     core = ov.Core()
     able = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")

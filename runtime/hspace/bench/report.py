@@ -31,6 +31,7 @@ def report(
     bundle: str,
     engines: Sequence[str] = ("auto",),
     *,
+    precision: str | None = None,
     device: str = "cpu",
     batches: Sequence[int] = (1,),
     repeat: int = 20,
@@ -41,9 +42,9 @@ def report(
 ) -> Found:
     """Measures a bundle on engines side by side; `text` makes it readable.
 
-    bundle: its folder. engines, device: as `hspace.open` takes them. batches: samples in a step, and images in a call;
-    at the first everything is measured, at the others the steps alone. repeat, calls: rounds of parts and of whole
-    calls. steps: of whole calls, instead of the default preset's. threads, batch_size: as `hspace.open` takes them.
+    bundle: its folder. engines, precision, device, threads, batch_size: as `hspace.open` takes them. batches: samples
+    in a step, and images in a call; at the first everything is measured, at the others the steps alone. repeat, calls:
+    rounds of parts and of whole calls. steps: of whole calls, instead of the default preset's.
 
     Returns, with times in milliseconds where a key does not say otherwise: "machine"; "run", what was asked for;
     "parts" (name → evaluations, gflop = 10⁹ operations, traffic_mb = 10⁶ bytes), "peak" (precision → gflops =
@@ -67,13 +68,15 @@ def report(
     preset, _ = opened.preset(None)
     plan = Planner(opened).plan(preset, steps)
     warnings: list[str] = []
+    opening: dict[str, Any] = {
+        "precision": precision, "device": device, "threads": threads, "batch_size": batch_size
+    }  # fmt: skip
     started = {  # before anything is held here
-        name: startup.start_up(bundle, name, device=device, threads=threads, batch_size=batch_size, batch=batches[0])
-        for name in engines
+        name: startup.start_up(bundle, name, **opening, batch=batches[0]) for name in engines
     }
     editors: dict[str, Editor] = {}
     for name in engines:
-        editor = open_bundle(bundle, engine=name, device=device, threads=threads, batch_size=batch_size)
+        editor = open_bundle(bundle, engine=name, **opening)
         if editor.engine.name in editors:
             raise ArgumentError(f"engine: found {name!r}, which is {editor.engine.name} again")
         editors[editor.engine.name] = editor
@@ -116,7 +119,7 @@ def report(
         "warnings": warnings,
     }
     for name, editor in editors.items():
-        precision = getattr(editor.engine, "precision", "fp32")
+        precision = editor.engine.precision
         first = {part: t for (part, n), t in times[name].items() if n == batches[0]}
         versus = {part: t for (part, n), t in times[real[0]].items() if n == batches[0]} if real else {}
         entry = {

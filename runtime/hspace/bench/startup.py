@@ -24,6 +24,7 @@ def start_up(
     bundle: str | Path,
     engine: str,
     *,
+    precision: str | None = None,
     device: str = "cpu",
     threads: int | None = None,
     batch_size: int | None = None,
@@ -37,7 +38,7 @@ def start_up(
     is in use at the end: pools keep what they took, and whatever else is on the device counts. Empty where the process
     failed.
     """
-    asked: dict[str, Any] = {"bundle": str(bundle), "engine": engine, "device": device}
+    asked: dict[str, Any] = {"bundle": str(bundle), "engine": engine, "precision": precision, "device": device}
     asked |= {"threads": threads, "batch_size": batch_size, "batch": batch}
     found: dict[str, dict[str, float | None]] = {}
     try:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
+import logging
+import os
 import sys
 import warnings
 from collections.abc import Mapping
@@ -11,7 +14,8 @@ from typing import Any
 
 import click
 
-from ..errors import HspaceError
+from .. import interrupts
+from ..errors import HspaceError, LatentWarning, did_you_mean, needs
 
 # name → (module, attribute, one line for --help)
 _COMMANDS = {
@@ -54,11 +58,19 @@ class Lazy(click.Group):
             command: click.Command = getattr(importlib.import_module(module), attribute)
         except ImportError as e:
             if module in _EXTRA:
-                raise click.ClickException(
-                    f"{ctx.command_path} {cmd_name} needs the package {e.name}: pip install 'hspace[{_EXTRA[module]}]'"
-                ) from None
+                raise click.ClickException(needs(f"{ctx.command_path} {cmd_name}", e.name, _EXTRA[module])) from None
             raise
+        if not isinstance(command, click.Group):
+            interrupts.begin()
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in self._table and not name.startswith("-"):
+            ctx.fail(f"No such command {name!r}{did_you_mean(name, self._table)}")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -84,27 +96,61 @@ def hspace() -> None:
 def main() -> None:
     """Runs the command line: errors are one line on stderr, with an exit code of their own."""
     warnings.filterwarnings("ignore", module="PIL")  # what it warns of, our own errors say
+    warnings.showwarning = _show_warning
+    logging.basicConfig(format="hspace: %(message)s")
+    logging.getLogger("hspace").setLevel(logging.INFO)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal may not know ε
     try:
         hspace.main(standalone_mode=False)
-    except HspaceError as e:
-        _fail(str(e), e.exit_code)
-    except click.exceptions.NoArgsIsHelpError as e:
-        click.echo(e.format_message())
-        sys.exit(2)
-    except click.ClickException as e:
-        _fail(" ".join(e.format_message().split()), e.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        _fail("interrupted", 130)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(1)
-    except MemoryError:
-        _fail("out of memory: fewer images at a time may fit (--batch-size)", 1)
-    except OSError as e:
-        _fail(f"{e.filename}: {e.strerror}" if e.filename else str(e.strerror), 1)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except SystemExit:
+        raise
+    except BaseException as e:
+        message, code = _told(e)
+        if message is not None:
+            _fail(message, code)
+        sys.exit(code)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """Ours are for the user; what libraries warn of is not."""
+    if issubclass(category, LatentWarning):
+        click.echo(f"hspace: warning: {printable(str(message))}", err=True)
+
+
+def _told(error: BaseException) -> tuple[str | None, int]:
+    """What is said of an error on stderr, and the exit code. Raises what is no error of a user's."""
+    signalled = interrupts.told()
+    if signalled is not None:  # whatever became of it on the way
+        return signalled
+    if isinstance(error, HspaceError):
+        return str(error), error.exit_code
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message())
+        return None, 2
+    if isinstance(error, click.ClickException):
+        return " ".join(error.format_message().split()), error.exit_code
+    if isinstance(error, (click.Abort, KeyboardInterrupt)):
+        return "interrupted", 130
+    if isinstance(error, BrokenPipeError):
+        _close_stdout()
+        return None, 1
+    if isinstance(error, MemoryError):
+        return "out of memory: fewer images at a time may fit (--batch-size)", 1
+    if isinstance(error, OSError):
+        if error.filename is None:  # as of a full disk behind stdout
+            _close_stdout()
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror), 1
+    raise error
+
+
+def _close_stdout() -> None:
+    """Nothing more is written to stdout, not even what it holds, which would fail once more as the process ends."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int) -> None:

@@ -9,7 +9,7 @@ import click
 
 from ..bench import report as reports
 from ..checks import check_whole
-from ..errors import OutputError
+from ..errors import OutputError, needs
 from ..files import write_atomically
 from . import common
 from .outputs import check_outputs
@@ -36,11 +36,12 @@ class Batches(common.ParamType[tuple[int, ...]]):
             self.fail(f"found {value!r}, expected whole numbers with commas between", param, ctx)
 
 
-@click.command()
-@common.bundle_option
+@click.command(cls=common.BundleCommand)
+@common.either
 @click.option(
     "--engine", "engines", type=Names(), multiple=True, help="auto, or engines' names, side by side. [default: auto]"
 )
+@common.precision_option
 @common.device_option
 @common.resources
 @click.option(
@@ -50,7 +51,7 @@ class Batches(common.ParamType[tuple[int, ...]]):
 @click.option("--repeat", type=int, default=20, show_default=True, help="Rounds of the parts.")
 @click.option("--calls", type=int, default=3, show_default=True, help="Rounds of whole calls.")
 @click.option("--steps", type=int, help="Steps of whole calls, instead of the default preset's.")
-@click.option("--plot", type=click.Path(path_type=Path), help="Also draw it: a PNG.")
+@click.option("--plot", type=common.FILE, help="Also draw it: a PNG.")
 @click.option("--force", is_flag=True, help="Replace a picture that exists.")
 @common.as_json
 def bench(
@@ -87,9 +88,7 @@ def bench(
         try:
             from ..bench.plot import plot as draw
         except ImportError as e:
-            raise click.ClickException(
-                f"hspace bench --plot needs the package {e.name}: pip install 'hspace[bench]'"
-            ) from None
+            raise click.ClickException(needs("hspace bench --plot", e.name, "bench")) from None
     names = [name for given in engines for name in given] or ["auto"]
     found = reports.report(bundle, names, batches=batches, repeat=repeat, calls=calls, **options)
     if plot is not None:

@@ -11,28 +11,29 @@ import msgspec
 
 from ..attributes import check_names, compile_edit, read_attribute, summary
 from ..bundle import Bundle
+from ..choice import AUTO, choose
 from ..editor import open as open_bundle
-from ..engines import AUTO, ENGINES, cache, choose, unavailable
+from ..engines import ENGINES, cache, unavailable
+from ..engines.probe import check_with_onnx
 from ..errors import DeviceError
 from ..plans import Planner
+from ..record import engine_told
 from . import common, outputs
 
-folder = click.argument("bundle", type=click.Path(path_type=Path))
 
-
-@click.command()
-@folder
+@click.command(cls=common.BundleCommand)
+@common.either
 @click.option(
     "--program", type=click.Choice(["encode", "decode", "edit", "latent"]), help="Print this program's table."
 )
 @common.strength_option
 @common.running
 @common.phases
-@click.option("--save", type=click.Path(path_type=Path), help="Write the program to a file as well.")
+@click.option("--save", type=common.FILE, help="Write the program to a file as well.")
 @click.option("--force", is_flag=True, help="Replace a file that exists.")
 @common.as_json
 def info(
-    bundle: Path,
+    bundle: str,
     program: Any,
     strengths: list[tuple[str, float]],
     save: Path | None,
@@ -75,8 +76,10 @@ def _describe(bundle: Bundle) -> str:
         f"{m.name}: family {m.family}, {m.image.size}×{m.image.size}" + (f", z_sem {m.z_sem.size}" if m.z_sem else "")
     ]
     lines += [f"licence: {' '.join(m.licence.split()) or 'not said'}", ""]
-    rows = [[n, c.precision, c.weights, f"{c.bytes / 2**20:.1f}", c.sha256[:12]] for n, c in m.components.items()]
-    lines += [common.table(["component", "precision", "weights", "MiB", "SHA-256"], rows), ""]
+    rows = [
+        [n, c.precision, c.weights, c.file, f"{c.bytes / 2**20:.1f}", c.sha256[:12]] for n, c in m.components.items()
+    ]
+    lines += [common.table(["component", "precision", "weights", "file", "MiB", "SHA-256"], rows), ""]
     if m.attributes:
         rows = []
         for name, a in m.attributes.items():
@@ -84,8 +87,8 @@ def _describe(bundle: Bundle) -> str:
                 f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}"
                 for k, v in summary(read_attribute(bundle, name)).items()
             )
-            rows.append([name, a.kind, a.branch, str(a.n_train or "-"), says])
-        lines += [common.table(["attribute", "kind", "branch", "n_train", "content"], rows), ""]
+            rows.append([name, a.kind, a.branch, str(a.n_train or "-"), a.file, f"{a.bytes / 2**20:.3f}", says])
+        lines += [common.table(["attribute", "kind", "branch", "n_train", "file", "MiB", "content"], rows), ""]
     columns = list(next(iter(m.presets.values())).__struct_fields__)
     rows = []
     for name, p in m.presets.items():
@@ -96,13 +99,15 @@ def _describe(bundle: Bundle) -> str:
     return "\n".join(lines)
 
 
-@click.command()
-@folder
+@click.command(cls=common.BundleCommand)
+@common.either
 @click.option("--engine", default="auto", show_default=True, help="The engine that is to load the components.")
 @common.device_option
 @common.as_json
-def verify(bundle: Path, engine: str, device: str, as_json: bool) -> None:
+def verify(bundle: str, engine: str, device: str, as_json: bool) -> None:
     """Check a bundle: manifest, listing, SHA-256 of every file, graphs and attributes as an engine loads them.
+
+    Where the package onnx is installed, its checker and its shape inference see the graphs as well.
 
     \b
     Examples:
@@ -111,17 +116,24 @@ def verify(bundle: Path, engine: str, device: str, as_json: bool) -> None:
     editor = open_bundle(bundle, engine=engine, device=device)  # which reads every file, each checked as it is read
     files = {entry.file: entry.bytes for _, entry in editor.bundle.manifest.files()}
     total = sum(files.values()) / 2**20
+    checked = editor.engine.name == "null" or check_with_onnx(editor.bundle)  # which loads no graph
     lines = [f"ok  {name}  {size} bytes" for name, size in files.items()]
-    lines.append(f"{bundle}: {len(files)} files, {total:.1f} MiB, sound; loaded by engine {editor.engine.name}")
-    common.emit(as_json, {"bundle": str(bundle), "files": files, "engine": editor.engine.name}, "\n".join(lines))
+    lines.append(f"{bundle}: {len(files)} files, {total:.1f} MiB, sound; loaded by {common.engine_text(editor.engine)}")
+    if not checked:
+        lines.append("the package onnx is not installed: its own checker has not seen the graphs (hspace[export])")
+    common.emit(as_json, {"bundle": bundle, "files": files, **engine_told(editor.engine)}, "\n".join(lines))
 
 
-@click.command()
+@click.command(cls=common.BundleCommand)
+@common.bundle_first
 @click.option(
-    "-b", "--bundle", type=click.Path(path_type=Path), help="Say which engine `auto` is for this bundle, and why."
+    "-b",
+    "--bundle",
+    envvar="HSPACE_BUNDLE",
+    help="Say which engine `auto` is for this bundle, and why. [env: HSPACE_BUNDLE]",
 )
 @common.as_json
-def doctor(bundle: Path | None, as_json: bool) -> None:
+def doctor(bundle: str | None, as_json: bool) -> None:
     """Which engines can run here, and why the others cannot; which GPU there is.
 
     \b
@@ -130,19 +142,22 @@ def doctor(bundle: Path | None, as_json: bool) -> None:
       hspace doctor -b bundles/avatars32
     """
     reasons = {name: unavailable(name) for name in ENGINES}
-    chosen, why = None, "the fastest of " + ", ".join(n for n in AUTO if reasons[n] is None) + " that is accurate"
+    runs = [n for n in AUTO if reasons[n] is None]
+    auto: dict[str, Any] = {"engine": None, "precision": None, "why": f"the first of {', '.join(runs)} that takes it"}
     if bundle is not None:
-        engine, why = choose(Bundle(bundle))
-        chosen = engine.name
+        chosen = choose(Bundle(bundle))
+        auto = {"engine": chosen.engine.name, "precision": chosen.engine.precision, "why": chosen.why}
+        auto["left_out"] = chosen.left_out
     from ..bench import machine
 
     gpu, why_not = _gpu()
+    why_no_cache = cache.why_not()
     versions = dict.fromkeys(_PACKAGES, "") | machine.versions(_PACKAGES)
     found = {
         "engines": {n: {"runs": r is None, "why_not": r} for n, r in reasons.items()},
-        "auto": {"engine": chosen, "why": why},
+        "auto": auto,
         "gpu": {"is": gpu, "why_not": why_not},
-        "cache": str(cache.folder()),
+        "cache": None if why_no_cache else str(cache.folder()),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         "packages": versions,
@@ -150,7 +165,10 @@ def doctor(bundle: Path | None, as_json: bool) -> None:
     rows = [[n, "yes" if r is None else "no", r or _NOTES.get(n, "")] for n, r in reasons.items()]
     text = "\n".join(f"{n:<10}{runs:<6}{says}".rstrip() for n, runs, says in [["engine", "runs", ""], *rows])
     device = why_not if gpu is None else f"device cuda:0: {gpu}"
-    text += f"\n\nengine auto: {why}\n{device}\ncache: {cache.folder()}\n"
+    text += f"\n\nengine auto: {auto['why']}"
+    text += "".join(f"\n  not {n}: {reason}" for n, reason in auto.get("left_out", {}).items())
+    text += f"\n{device}\n"
+    text += f"cache: not used: {why_no_cache}\n" if why_no_cache else f"cache: {cache.folder()}\n"
     text += f"python {found['python']}, {found['machine']}\n"
     text += ", ".join(f"{p} {v or 'not installed'}" for p, v in versions.items())
     common.emit(as_json, found, text)

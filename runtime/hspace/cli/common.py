@@ -6,7 +6,6 @@ import functools
 import glob
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,15 +17,18 @@ from numpy.typing import NDArray
 
 from ..editor import Editor
 from ..editor import open as open_bundle
+from ..engines import Engine
 from ..errors import ArgumentError, HspaceError, ImageError, LatentError
 from ..files import check_file
 from ..image import SUFFIXES, load_images
 from ..latent import Latent
+from ..manifest import MANIFEST
 from ..noise import check_seed
 from ..program import Program
-from ..runs import OnStep, Step
+from ..record import engine_told
 from ..samplers import SAMPLERS
 from . import printable
+from .streams import DASH, read_source
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -61,25 +63,90 @@ class Strength(ParamType[tuple[str, float]]):
         self.fail(f"found {value!r}, expected NAME=NUMBER", param, ctx)
 
 
+class File(ParamType[Path]):
+    """A path. What is empty would be the folder that one is in."""
+
+    name = "PATH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        if not str(value):
+            self.fail("found an empty name, expected a file's or a folder's", param, ctx)
+        return Path(value)
+
+
+FILE = File()
+
+
+class BundleCommand(click.Command):
+    """A command whose bundle may stand first among its arguments, as well as behind -b or in HSPACE_BUNDLE.
+
+    The first argument is the bundle where nothing else says which, or where HSPACE_BUNDLE does and there is one more
+    than the command needs. Of a command that takes any number, HSPACE_BUNDLE gives way to a folder that is a bundle.
+    """
+
+    def make_parser(self, ctx: click.Context) -> Any:
+        parser = super().make_parser(ctx)
+        collect = parser.parse_args
+
+        def parse_args(args: list[str]) -> Any:
+            found, extra, order = collect(args)
+            self._settle(ctx, found)
+            return found, extra, order
+
+        parser.parse_args = parse_args  # type: ignore[method-assign]
+        return parser
+
+    def _settle(self, ctx: click.Context, found: dict[str, Any]) -> None:
+        """Shares what stands among the arguments out again, with the bundle as the option's value."""
+        option = next(p for p in self.params if p.name == "bundle")
+        _, *others = [p for p in self.params if isinstance(p, click.Argument)]
+        given: list[str] = []
+        for argument in (_FIRST, *(p.name or "" for p in others)):
+            value = found.pop(argument, None)
+            given += [value] if isinstance(value, str) else value if isinstance(value, tuple) else []
+        if isinstance(found.get("bundle"), str):
+            if len(given) > len(others) and not any(p.nargs < 0 for p in others):
+                raise click.UsageError(f"the bundle is named twice: -b {found['bundle']} and {given[0]}", ctx)
+        elif given and (
+            option.value_from_envvar(ctx) is None
+            or (len(given) > len(others) and (all(p.nargs > 0 for p in others) or _has_manifest(given[0])))
+        ):
+            found["bundle"] = given.pop(0)
+        for p in others:
+            count = len(given) if p.nargs < 0 else 1
+            if given:
+                found[p.name or ""] = tuple(given) if p.nargs < 0 else given[0]
+            given = given[count:]
+
+
+_FIRST = "bundle_first"
+
+
+def _has_manifest(folder: str) -> bool:
+    return os.path.lexists(os.path.join(folder, MANIFEST))
+
+
+bundle_first = click.argument(_FIRST, metavar="[BUNDLE]", required=False, expose_value=False)
 bundle_option = click.option(
     "-b", "--bundle", required=True, envvar="HSPACE_BUNDLE", help="The bundle's folder. [env: HSPACE_BUNDLE]"
 )
+either = stack(bundle_first, bundle_option)  # for a BundleCommand
 device_option = click.option("--device", default="cpu", show_default=True, help="cpu, or a GPU: cuda:0 and so on.")
 resources = stack(
     click.option("--threads", type=int, help="How many threads the engine may use. [default: all cores]"),
     click.option(
         "--batch-size",
         type=int,
-        help="Images per network evaluation. [default: 65536 / size², on a GPU 262144 / size²]",
+        help="Images per network evaluation. [default: by the engine]",
     ),
 )
+precision_option = click.option(
+    "--precision",
+    help="auto (the fastest that is accurate), fp32, bf16 or fp16. [default: auto; env: HSPACE_PRECISION]",
+)
 engine = stack(
-    click.option(
-        "--engine",
-        default="auto",
-        show_default=True,
-        help="auto (the fastest that is accurate), openvino, onnx or null.",
-    ),
+    click.option("--engine", help="auto, openvino, onnx or null. [default: auto; env: HSPACE_ENGINE]"),
+    precision_option,
     device_option,
     resources,
 )
@@ -99,16 +166,31 @@ phases = stack(
 seeding = click.option("--seed", type=int, default=0, show_default=True, help="Of whatever is drawn.")
 editing = stack(strength_option, phases, seeding)
 writing = stack(
-    click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="A file, or a folder."),
+    click.option("-o", "--output", required=True, type=FILE, help="A file, or a folder; - is stdout."),
     click.option("--force", is_flag=True, help="Replace outputs that exist."),
 )
+picture = stack(
+    click.option(
+        "--format", "kind", type=click.Choice(["png", "jpg", "webp", "bmp"]), help="Of outputs that no name says it of."
+    ),
+    click.option("--quality", type=int, help="1 to 100, of JPEG and WebP. [default: 95]"),
+)
+updating = click.option("--update", is_flag=True, help="Make outputs anew that exist and would differ.")
+recursing = click.option("--recursive", is_flag=True, help="Folders with those in them, which the output mirrors.")
+naming = stack(
+    recursing,
+    click.option(
+        "--name", "template", default="{stem}.{ext}", show_default=True,
+        help="Of a folder's files: {stem} and {index} of the input ({index:04d}: four digits), {ext} of the output.",
+    ),
+)  # fmt: skip
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 resizing = click.option("--resize", is_flag=True, help="Centre-crop and resize images of another size.")
 
 
 def open_editor(options: dict[str, Any]) -> Editor:
     """An editor from the bundle and the options of `engine`, which are taken out of `options`."""
-    names = ("engine", "device", "threads", "batch_size")
+    names = ("engine", "precision", "device", "threads", "batch_size")
     return open_bundle(options.pop("bundle"), **{n: options.pop(n) for n in names})
 
 
@@ -124,24 +206,56 @@ def expand(
     inputs: Sequence[str], suffixes: Sequence[str] = SUFFIXES, error: type[HspaceError] = ImageError
 ) -> list[Path]:
     """Files, folders (their files of those suffixes) and glob patterns, as files, in order."""
-    found: list[Path] = []
+    return [path for path, _ in expand_tree(inputs, suffixes, error)]
+
+
+def expand_tree(
+    inputs: Sequence[str],
+    suffixes: Sequence[str] = SUFFIXES,
+    error: type[HspaceError] = ImageError,
+    recursive: bool = False,
+    output: Path | None = None,
+) -> list[tuple[Path, Path]]:
+    """Files as `expand` finds them, each with the folder that it is in, as seen from the folder that was given.
+
+    recursive: with the folders in folders, but for `output` and those that begin with a dot. Links to folders are not
+    followed: they may lead round in circles.
+    """
+    here, found = Path(), []
     for text in inputs:
         if not text:
             raise error("an input is empty, expected a file, a folder or a pattern")
         path = Path(text)
-        if os.path.isdir(path):  # which, unlike Path's, says no to a name that is too long
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith("."))
+        if text == "-":
+            found.append((DASH, here))
+        elif os.path.isdir(path):  # which, unlike Path's, says no to a name that is too long
+            inside = _inside(path, suffixes, recursive, output)
             if not inside:
                 raise error(f"{path}: a folder without files of the kinds {', '.join(suffixes)}")
-            found += inside
+            found += [(file, file.parent.relative_to(path)) for file in inside]
         elif not os.path.exists(path) and glob.has_magic(text):
             matched = sorted(Path(p) for p in glob.glob(text, recursive=True))
             if not matched:
                 raise error(f"{text}: matches no file")
-            found += matched
+            found += [(file, here) for file in matched]
         else:
             check_file(path, LatentError if is_latent(path) else error)
-            found.append(path)
+            found.append((path.absolute() if path == DASH else path, here))
+    return found
+
+
+def _inside(folder: Path, suffixes: Sequence[str], recursive: bool, output: Path | None) -> list[Path]:
+    found: list[Path] = []
+    left_out = None if output is None else os.path.realpath(output)
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for above, folders, files in os.walk(folder, onerror=refuse):
+        seen = [f for f in sorted(folders) if not f.startswith(".")]
+        folders[:] = [f for f in seen if recursive and os.path.realpath(os.path.join(above, f)) != left_out]
+        named = [Path(above, f) for f in files if not f.startswith(".")]
+        found += sorted(p for p in named if p.suffix.lower() in suffixes)
     return found
 
 
@@ -149,26 +263,19 @@ LATENT_SUFFIX = ".safetensors"
 
 
 def is_latent(path: Path) -> bool:
-    """Whether an input is a latent, by its name; else it is an image."""
+    """Whether an input is a latent, by its name, or stdin by its header; else it is an image."""
+    if path == DASH:
+        return read_source(path, ImageError)[8:9] == b"{"
     return path.suffix.lower() == LATENT_SUFFIX
 
 
-@contextmanager
-def progress(label: str) -> Iterator[OnStep]:
-    """An `on_step` that draws a bar on a terminal, for a command that makes one call."""
-    with click.progressbar(length=1, label=label, file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+def load_pictures(path: Path, data: bytes, editor: Editor, resize: bool) -> NDArray[np.float32]:
+    """An image file's bytes as float32 [1, 3, H, W], without what libtiff would say of it on stderr: our errors say it.
 
-        def on_step(step: Step) -> None:
-            bar.length = step.total
-            bar.update(1)
-
-        yield on_step
-
-
-def load_pictures(path: Path, editor: Editor, resize: bool) -> NDArray[np.float32]:
-    """An image's file as float32 [1, 3, H, W], without what libtiff would say of it on stderr: our errors say it."""
+    path: its name, for messages.
+    """
     with _without_stderr():
-        return load_images(path, editor.size, resize=resize)
+        return load_images(data, editor.size, resize=resize, name=str(path))
 
 
 @contextmanager
@@ -188,9 +295,9 @@ def _without_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def load_latent(editor: Editor, path: Path) -> Latent:
-    """A latent's file, of one image of the editor's model."""
-    latent = Latent.load(path)
+def load_latent(path: Path, data: bytes, editor: Editor) -> Latent:
+    """The latent in a file's bytes, of one image of the editor's model. path: its name, for messages."""
+    latent = Latent.from_bytes(data, str(path))
     if len(latent) != 1:
         raise LatentError(f"{path}: holds {len(latent)} images, expected 1")
     try:
@@ -200,11 +307,13 @@ def load_latent(editor: Editor, path: Path) -> Latent:
     return latent
 
 
-def check_run(editor: Editor, edits: dict[str, float], options: dict[str, Any]) -> Program:
+def check_run(
+    editor: Editor, edits: dict[str, float], options: dict[str, Any], latent: Latent | None = None
+) -> Program:
     """Refuses what a decode would refuse, before an encode takes its time; the program that it would run."""
     check_seed(options["seed"])
     names = ("preset", "steps", "sampler", "t_edit", "t_boost")
-    return editor.program("decode", edits=edits, **{n: options[n] for n in names})
+    return editor.program("decode", edits=edits, latent=latent, **{n: options[n] for n in names})
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -218,6 +327,15 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) 
     return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
-def emit(as_json: bool, found: dict[str, Any], text: str) -> None:
-    """Prints one or the other. A bundle's texts are not ours, so nothing that steers a terminal gets through."""
-    click.echo(json.dumps(found, indent=1) if as_json else "\n".join(map(printable, text.split("\n"))))
+def emit(as_json: bool, found: dict[str, Any], text: str, err: bool = False) -> None:
+    """Prints one or the other. A bundle's texts are not ours, so nothing that steers a terminal gets through.
+
+    err: on stderr, where stdout is the output itself.
+    """
+    click.echo(json.dumps(found, indent=1) if as_json else "\n".join(map(printable, text.split("\n"))), err=err)
+
+
+def engine_text(engine: Engine) -> str:
+    """What people are told of `record.engine_told`."""
+    told = engine_told(engine)
+    return f"engine {told['engine']}, {told['precision']}" + (f", {told['device']}" if told["device"] != "cpu" else "")

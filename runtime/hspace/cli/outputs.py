@@ -1,30 +1,27 @@
-"""Where results go: outputs planned before any work, jobs over many inputs, and what is said at the end."""
+"""Where results go: outputs are planned before any work."""
 
 from __future__ import annotations
 
 import os
-import sys
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import click
 import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import check_whole
-from ..editor import Editor
-from ..errors import ArgumentError, EngineError, HspaceError, ImageError, LatentError, OutputError
+from ..errors import ArgumentError, HspaceError, OutputError
 from ..files import check_output, make_folder
-from ..image import SUFFIXES, WRITABLE, save_image
+from ..image import SUFFIXES, WRITABLE, encode_image
 from ..manifest import MANIFEST
-from ..runs import OnStep, Step
+from ..record import write_image
 from ..sheet import ANIMATED, Sheet, save_animation
-from . import printable
-from .common import LATENT_SUFFIX, emit
+from .common import LATENT_SUFFIX
+from .streams import DASH, check_stdout, write_stdout
 
 
 @dataclass(frozen=True)
@@ -34,6 +31,74 @@ class Job:
     number: int
     source: Path
     target: Path
+
+
+@dataclass(frozen=True)
+class Form:
+    """How outputs are written. kind: a suffix without its dot, where no name says it; quality: of JPEG and WebP."""
+
+    kind: str = "png"
+    quality: int | None = None
+    template: str = "{stem}.{ext}"
+
+    def name(self, source: Path, index: int) -> str:
+        """What the output of the input `source` is called in a folder."""
+        stem = "stdin" if source == DASH else source.stem
+
+        def value(field: re.Match[str]) -> str:
+            return {"stem": stem, "ext": self.kind}.get(field[1]) or f"{index:0{field[2] or 1}d}"
+
+        return _FIELD.sub(value, self.template)
+
+
+_FIELD = re.compile(r"\{(stem|ext|index)(?:(?<=index):0([1-9])d)?\}")  # and nothing else of what str.format takes
+
+
+def form_of(output: Path, options: dict[str, Any], kinds: Sequence[str] = tuple(WRITABLE)) -> Form:
+    """How the outputs are written, by --format, --quality and --name, which are taken out of `options`, and `output`.
+
+    kinds: the suffixes that the command writes, the first where nothing else is said.
+    """
+    given, quality = options.pop("kind", None), options.pop("quality", None)
+    template = options.pop("template", Form.template)
+    suffix = output.suffix.lower()
+    named = suffix if suffix in kinds and not os.path.isdir(output) else None
+    if given is not None and named is not None and WRITABLE.get(named) != WRITABLE[f".{given}"]:
+        raise ArgumentError(f"--format: found {given}, and {output} names another")
+    kind = given or (named or kinds[0]).removeprefix(".")
+    if quality is not None:
+        check_whole("--quality", quality, 1, 100)
+        if WRITABLE.get(f".{kind}") not in ("JPEG", "WEBP"):
+            raise ArgumentError(f"--quality: found it for {kind}, expected it for jpg or webp")
+    rest = _FIELD.sub("", template)
+    if not template.endswith(".{ext}") or not rest.isprintable() or any(c in rest for c in "{}/\\"):
+        raise ArgumentError(
+            f"--name: found {template!r}, expected a file's name that ends in .{{ext}}, "
+            "with {stem}, {index} or {index:04d} in it"
+        )
+    return Form(kind, quality, template)
+
+
+@dataclass
+class Plan:
+    """What a command on many inputs is to do. Makes nothing itself.
+
+    jobs: outputs to make. there: those that exist, and may be made anew only with update, where they would differ.
+    clashes: inputs that are refused, since several of them would become one output.
+    """
+
+    jobs: list[Job]
+    there: list[Job] = field(default_factory=list)
+    clashes: list[tuple[Job, HspaceError]] = field(default_factory=list)
+    update: bool = False
+
+    @property
+    def total(self) -> int:
+        return len(self.jobs) + len(self.there) + len(self.clashes)
+
+    @property
+    def on_stdout(self) -> bool:
+        return self.total == 1 and bool(self.jobs) and self.jobs[0].target == DASH
 
 
 def is_file_name(output: Path, suffixes: Collection[str]) -> bool:
@@ -57,32 +122,42 @@ def is_file_name(output: Path, suffixes: Collection[str]) -> bool:
 
 
 def plan_outputs(
-    inputs: Sequence[Path], output: Path, suffixes: Sequence[str], force: bool
-) -> tuple[list[Job], list[Path]]:
-    """What is to be made, and the outputs that exist and are kept. Makes nothing itself.
+    inputs: Sequence[tuple[Path, Path]], output: Path, form: Form, kinds: Sequence[str], force: bool, update: bool
+) -> Plan:
+    """What is to be made of inputs (each with its folder below the one that was given).
 
-    Where `output` has one of `suffixes` it is the one input's file; else it is a folder, and results are named after
-    their inputs with the first suffix. A file that exists is an error; in a folder it is kept and skipped.
+    Where `output` is stdout, or has one of the suffixes `kinds`, it is the one input's; else it is a folder, which
+    mirrors theirs, with names by `form`. A file that exists is an error unless it may be replaced; in a folder it is
+    looked at first.
     """
-    single = is_file_name(output, suffixes)
+    single = output == DASH or is_file_name(output, kinds)
     if single:
         if len(inputs) != 1:
             raise ArgumentError(f"{output}: found {len(inputs)} inputs for one file, expected a folder")
-        jobs = [Job(0, inputs[0], output)]
+        jobs = [Job(0, inputs[0][0], output)]
     else:
-        jobs = [Job(n, i, output / f"{i.stem}{suffixes[0]}") for n, i in enumerate(inputs)]
-    makers: dict[Path, Path] = {}
+        jobs = [Job(n, i, output / below / form.name(i, n)) for n, (i, below) in enumerate(inputs)]
+    if output == DASH:
+        check_stdout()
+        return Plan(jobs)
+    makers: dict[Path, list[Job]] = {}
     for job in jobs:
-        if job.target in makers:
-            raise ArgumentError(f"{makers[job.target]} and {job.source} would both become {job.target}")
-        makers[job.target] = job.source
-    targets = [j.target for j in jobs]
-    if single:
-        check_outputs(targets, inputs, force)
-        return jobs, []
-    found = existing(targets, inputs)
-    kept = set() if force else set(found)
-    return [j for j in jobs if j.target not in kept], [t for t in found if t in kept]
+        makers.setdefault(job.target, []).append(job)
+    clashes: list[tuple[Job, HspaceError]] = [
+        (job, ArgumentError(f"{together[0].source} and {together[1].source} would both become {job.target}"))
+        for together in makers.values()
+        if len(together) > 1
+        for job in together
+    ]
+    free = [together[0] for together in makers.values() if len(together) == 1]
+    targets, sources = [j.target for j in free], [i for i, _ in inputs]
+    if single and not update:
+        check_outputs(targets, sources, force)
+        return Plan(free)
+    found = set() if not targets else set(existing(targets, sources))
+    if force:
+        found = set()
+    return Plan([j for j in free if j.target not in found], [j for j in free if j.target in found], clashes, update)
 
 
 def check_outputs(targets: Sequence[Path], sources: Sequence[Path], force: bool) -> None:
@@ -128,31 +203,54 @@ class Series:
 
     targets: list[Path]
     kind: Literal["sheet", "animation", "folder"]
+    form: Form
 
     def check(self, sheet: Sheet) -> None:
         """Refuses a sheet that the file's format cannot hold, before the work."""
         if self.kind == "sheet":
-            sheet.check(self.targets[0])
+            sheet.check(Path(f"-.{self.form.kind}") if self.targets[0] == DASH else self.targets[0])
 
-    def save(self, images: NDArray[np.uint8], sheet: Sheet, also: NDArray[np.uint8] | None = None) -> None:
-        """Writes images (uint8 [N, H, W, 3]). also: others, that only a sheet shows, after them."""
+    def save(
+        self,
+        images: NDArray[np.uint8],
+        sheet: Sheet,
+        record: Callable[[int | None], str],
+        also: NDArray[np.uint8] | None = None,
+    ) -> None:
+        """Writes images (uint8 [N, H, W, 3]). also: others, that only a sheet shows, after them. record: of the image
+        of that number, or of all of them together.
+        """
         if self.kind == "folder":
-            for target, pixels in zip(self.targets, images, strict=True):
+            for i, (target, pixels) in enumerate(zip(self.targets, images, strict=True)):
                 with folder_of(target):
-                    save_image(target, pixels)
+                    put_image(target, pixels, record(i), self.form)
         elif self.kind == "animation":
-            save_animation(self.targets[0], [sheet.one(i).draw(pixels) for i, pixels in enumerate(images)])
+            save_animation(self.targets[0], sheet.frames(images), record=record(None))
         else:
-            save_image(self.targets[0], sheet.draw(images if also is None else np.concatenate([images, also])))
+            drawn = sheet.draw(images if also is None else np.concatenate([images, also]))
+            put_image(self.targets[0], drawn, record(None), self.form)
 
 
-def plan_series(output: Path, count: int, force: bool, sources: Sequence[Path], animated: bool = False) -> Series:
+def put_image(target: Path, pixels: NDArray[np.uint8], record: str, form: Form) -> None:
+    """Writes uint8 [H, W, 3] with its record, to a file or to stdout."""
+    if target == DASH:
+        write_stdout(encode_image(pixels, f".{form.kind}", record=record, quality=form.quality))
+    else:
+        write_image(target, pixels, record, form.quality)
+
+
+def plan_series(
+    output: Path, count: int, form: Form, force: bool, sources: Sequence[Path], animated: bool = False
+) -> Series:
     """Where `count` images go, by the output's name. Nothing that exists is replaced unasked."""
     check_whole("count", count)
+    if output == DASH:
+        check_stdout()
+        return Series([output], "sheet", form)
     if is_file_name(output, (*WRITABLE, *ANIMATED) if animated else WRITABLE):
-        series = Series([output], "animation" if output.suffix.lower() in ANIMATED else "sheet")
+        series = Series([output], "animation" if output.suffix.lower() in ANIMATED else "sheet", form)
     else:
-        series = Series([output / f"{i:04d}.png" for i in range(count)], "folder")
+        series = Series([output / f"{i:04d}.{form.kind}" for i in range(count)], "folder", form)
     check_outputs(series.targets, sources, force)
     return series
 
@@ -177,117 +275,3 @@ def folder_of(target: Path) -> Iterator[None]:
             with suppress(OSError):  # one that has something in it by now
                 folder.rmdir()
         raise
-
-
-@dataclass
-class Report:
-    """What a command on many inputs has done: outputs written, outputs kept, inputs refused and why."""
-
-    total: int
-    kept: list[Path]
-    written: list[Path] = field(default_factory=list)
-    failed: list[tuple[Path, HspaceError]] = field(default_factory=list)
-    start: float = field(default_factory=time.perf_counter)
-
-    def __str__(self) -> str:
-        seconds = max(time.perf_counter() - self.start, 1e-9)
-        done = len(self.written) + len(self.kept) + len(self.failed)
-        return f"{done} of {self.total}, {len(self.written) / seconds:.3g} images/s"
-
-    def refuse(self, job: Job, error: HspaceError) -> None:
-        """Notes that an input was refused; where it is the only one, its error is the command's."""
-        if self.total == 1:
-            raise error
-        self.failed.append((job.source, error))
-
-    def refused(self) -> tuple[list[dict[str, str]], str]:
-        """Every refused input: for machines, and for people, a line each."""
-        rows = [{"file": str(p), "error": str(e)} for p, e in self.failed]
-        return rows, "".join(f"\nrefused {printable(row['error'])}" for row in rows)
-
-    def finish(self) -> None:
-        """Raises the one error that stands for all refused inputs, if there were any."""
-        if self.failed:
-            error = self.failed[0][1]
-            more = f" (and {len(self.failed) - 1} more)" if len(self.failed) > 1 else ""
-            raise type(error)(f"{len(self.failed)} of {self.total} inputs refused: {error}{more}")
-
-
-def run_jobs(
-    label: str,
-    batch_size: int,
-    planned: tuple[list[Job], list[Path]],
-    load: Callable[[Path], Any],
-    make: Callable[[Sequence[Job], list[Any], OnStep], Iterable[Any]],
-    write: Callable[[Path, Any], None],
-) -> Report:
-    """Loads, makes and writes, a batch at a time. An input that is refused is reported and stops nothing else.
-
-    Where nothing can be made of a batch, each of its inputs is tried alone. Where there is but one input, its error is
-    raised as it is.
-    """
-    jobs, kept = planned
-    report = Report(len(jobs) + len(kept), kept)
-    progressbar: Any = click.progressbar(
-        length=1000 * len(jobs),
-        label=label,
-        file=sys.stderr,
-        hidden=not sys.stderr.isatty(),
-        item_show_func=lambda _: str(report),
-    )
-    with progressbar as bar:
-
-        def made(loaded: list[tuple[Job, Any]], done: int, of: int) -> Iterator[tuple[Job, Any]]:
-            """What can be made of the inputs, `of` of all that the bar counts, after `done` others."""
-
-            def on_step(step: Step) -> None:
-                bar.update(int(1000 * (done + of * step.index / step.total)) - bar.pos)
-
-            ready = [job for job, _ in loaded]
-            try:
-                results = list(make(ready, [x for _, x in loaded], on_step))
-            except (EngineError, LatentError) as e:
-                if len(loaded) > 1:
-                    for i, one in enumerate(loaded):
-                        yield from made([one], done + i, 1)
-                    return
-                report.refuse(ready[0], e if report.total == 1 else type(e)(f"{ready[0].source}: {e}"))
-                return
-            yield from zip(ready, results, strict=True)
-
-        for i in range(0, len(jobs), batch_size):
-            chunk = jobs[i : i + batch_size]
-            loaded: list[tuple[Job, Any]] = []
-            for job in chunk:
-                try:
-                    loaded.append((job, load(job.source)))
-                except (ImageError, LatentError) as e:
-                    report.refuse(job, e)
-            for job, result in made(loaded, i, len(chunk)) if loaded else ():
-                with folder_of(job.target):
-                    write(job.target, result)
-                report.written.append(job.target)
-            bar.update(1000 * (i + len(chunk)) - bar.pos)
-            bar.render_progress()  # an update alone does not, where the last step was there already
-    return report
-
-
-def wrote(as_json: bool, report: Report, editor: Editor) -> None:
-    """What a command that writes files says at its end; raises where inputs were refused."""
-    seconds, outputs = time.perf_counter() - report.start, report.written
-    failed, refusals = report.refused()
-    found = {
-        "outputs": [str(p) for p in outputs],
-        "kept": [str(p) for p in report.kept],
-        "failed": failed,
-        "seconds": round(seconds, 3),
-        "engine": editor.engine.name,
-    }
-    what = f"{len(outputs)} files" + (f" in {outputs[0].parent}" if outputs else "")
-    if len(outputs) == 1:
-        what = str(outputs[0])
-    text = f"wrote {printable(what)} in {seconds:.2f} s (engine {editor.engine.name})"
-    if report.kept:
-        text += f"; kept {len(report.kept)} that existed (--force replaces them)"
-    emit(as_json, found, text + refusals)
-    report.finish()

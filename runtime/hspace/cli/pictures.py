@@ -13,12 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import check_whole
-from ..errors import ArgumentError
+from ..errors import ArgumentError, HspaceError, ImageError, LatentError
 from ..image import SUFFIXES, to_uint8
 from ..latent import Latent
-from ..recorders import Timeline
+from ..manifest import Source
+from ..noise import check_seed
+from ..program import Program
+from ..recorders import FRAMES, Timeline
 from ..sheet import Sheet, grid
 from . import common, outputs, printable
+from .jobs import Recorder, Report, wrote
+from .progress import progress
+from .streams import DASH, read_source, source_of
 
 _EITHER = (*SUFFIXES, common.LATENT_SUFFIX)  # images, and latents
 
@@ -46,7 +52,10 @@ class _Picture:
         """For `count` images. Takes what is not the run's own out of `options`."""
         self._start = time.perf_counter()
         self._as_json, self._resize = options.pop("as_json"), options.pop("resize", False)
-        self._series = outputs.plan_series(options.pop("output"), count, options.pop("force"), sources, animated)
+        output = options.pop("output")
+        self._form = outputs.form_of(output, options)
+        self._series = outputs.plan_series(output, count, self._form, options.pop("force"), sources, animated)
+        self._sources: dict[Path, Source] = {}
         self.editor = common.open_editor(options)
         self.edits = common.strengths_of(options.pop("strengths"))
 
@@ -55,19 +64,33 @@ class _Picture:
         self._sheet = sheet
         self._series.check(sheet)
 
+    def describe(self, call: str, options: dict[str, Any], draws: bool = False, **more: Any) -> None:
+        """What the outputs are to say of what made them; refuses what a decode would refuse. See `Recorder`."""
+        check_seed(options["seed"])
+        more["quality"] = self._form.quality
+        self._record = Recorder(self.editor, call, options, self.edits, draws=draws, **more)
+
+    def _read(self, path: Path, error: type[HspaceError]) -> bytes:
+        data = read_source(path, error)
+        self._sources[path] = source_of(path, data)
+        return data
+
     def image(self, path: Path) -> NDArray[np.float32]:
         """An image's file, float32 [1, 3, H, W]."""
-        return common.load_pictures(path, self.editor, self._resize)
+        return common.load_pictures(path, self._read(path, ImageError), self.editor, self._resize)
 
     def latents(self, paths: Sequence[Path], options: dict[str, Any]) -> list[Latent]:
         """Latents' files, and images, encoded with the command's own options: together, once all are read."""
         run = {k: options[k] for k in ("preset", "steps")}
-        loaded = [common.load_latent(self.editor, p) if common.is_latent(p) else self.image(p) for p in paths]
+        loaded = [
+            common.load_latent(p, self._read(p, LatentError), self.editor) if common.is_latent(p) else self.image(p)
+            for p in paths
+        ]
         images = [x for x in loaded if not isinstance(x, Latent)]
         if not images:
             encoded: Iterator[Latent] = iter(())
         else:
-            with common.progress("encode") as on_step:
+            with progress("encode") as on_step:
                 encoded = iter(self.editor.encode(np.concatenate(images), on_step=on_step, **run))
         return [x if isinstance(x, Latent) else next(encoded) for x in loaded]
 
@@ -75,10 +98,17 @@ class _Picture:
         """One of them."""
         return self.latents([path], options)[0]
 
+    def keep(self, count: int) -> None:
+        """Of a folder's files, the first `count`."""
+        del self._series.targets[count:]
+
     def finish(self, images: NDArray[np.uint8], also: NDArray[np.uint8] | None = None) -> None:
         """Writes the images, and on a sheet `also` those, and says so."""
-        self._series.save(images, self._sheet, also)
-        outputs.wrote(self._as_json, outputs.Report(1, [], self._series.targets, start=self._start), self.editor)
+        sources = list(self._sources.values())
+        self._series.save(images, self._sheet, lambda number: self._record(sources, number), also)
+        targets = self._series.targets
+        report = Report(1, written=targets, start=self._start, on_stdout=targets == [DASH])
+        wrote(self._as_json, report, self._record.engine)
 
 
 @click.command()
@@ -96,6 +126,7 @@ class _Picture:
 @common.editing
 @common.resizing
 @common.writing
+@common.picture
 @common.as_json
 def sweep(inputs: Sequence[str], ranges: Sequence[tuple[str, list[float]]], **options: Any) -> None:
     """Images over strengths of an attribute: a row per image; or one image over two attributes.
@@ -120,8 +151,9 @@ def sweep(inputs: Sequence[str], ranges: Sequence[tuple[str, list[float]]], **op
     for end in (0, -1):
         edits = {**picture.edits, **{name: values[end] for name, values in over.items()}}
         common.check_run(picture.editor, edits, options)
+    picture.describe("sweep", options, over=over)
     latent = Latent.stack(picture.latents(files, options))
-    with common.progress("sweep") as on_step:
+    with progress("sweep") as on_step:
         images = picture.editor.sweep(latent, over, edits=picture.edits, on_step=on_step, **options)
     picture.finish(images.reshape(-1, *images.shape[-3:]))
 
@@ -135,6 +167,7 @@ def sweep(inputs: Sequence[str], ranges: Sequence[tuple[str, list[float]]], **op
 @common.editing
 @common.resizing
 @common.writing
+@common.picture
 @common.as_json
 def interpolate(first: str, second: str, frames: int, **options: Any) -> None:
     """Images between two images or latents: z_sem linear, x_T spherical.
@@ -150,10 +183,11 @@ def interpolate(first: str, second: str, frames: int, **options: Any) -> None:
     sources = [_one_file(first), _one_file(second)]
     check_whole("--frames", frames, 2)
     picture = _Picture(options, frames, sources, animated=True)
-    picture.lay_out(Sheet([""], [f"{w:.2f}" for w in np.linspace(0, 1, frames)], picture.editor.size))
-    common.check_run(picture.editor, picture.edits, options)
+    digits = max(2, len(str(frames)))  # as many as make labels differ
+    picture.lay_out(Sheet([""], [f"{w:.{digits}f}" for w in np.linspace(0, 1, frames)], picture.editor.size))
+    picture.describe("interpolate", options, frames=frames)
     a, b = picture.latents(sources, options)
-    with common.progress("interpolate") as on_step:
+    with progress("interpolate") as on_step:
         images = picture.editor.interpolate(a, b, frames, edits=picture.edits, on_step=on_step, **options)
     picture.finish(images)
 
@@ -163,13 +197,16 @@ def interpolate(first: str, second: str, frames: int, **options: Any) -> None:
 @common.opening
 @common.running
 @click.option(
-    "--frames", type=int, default=8, show_default=True, help="How many steps to show, the first and last among them."
+    "--frames",
+    type=int,
+    help=f"How many steps to show, the first and last among them. [default: {FRAMES}, or all where there are fewer]",
 )
 @common.editing
 @common.resizing
 @common.writing
+@common.picture
 @common.as_json
-def timeline(source: str | None, frames: int, **options: Any) -> None:
+def timeline(source: str | None, frames: int | None, **options: Any) -> None:
     """What a decode sees along the way: P_t, the predicted x_0, and the state x_t.
 
     INPUT is an image or a latent; without it, an image is drawn with --seed. The output is a contact sheet, an
@@ -178,21 +215,33 @@ def timeline(source: str | None, frames: int, **options: Any) -> None:
     \b
     Examples:
       hspace timeline face.png -b bundles/avatars32 -o timeline.png
-      hspace timeline -b bundles/avatars32 --seed 3 --frames 20 -o timeline.gif
+      hspace timeline -b bundles/avatars32 --seed 3 --steps 40 --frames 20 -o timeline.gif
     """
     sources = [] if source is None else [_one_file(source)]
-    check_whole("--frames", frames, 2)
-    picture = _Picture(options, frames, sources, animated=True)
-    recorder = Timeline(frames, common.check_run(picture.editor, picture.edits, options))
-    picture.lay_out(Sheet(["P_t", "x_t"], [f"t = {t}" for t in recorder.timesteps], picture.editor.size))
+    if frames is not None:
+        check_whole("--frames", frames, 2)
+    picture = _Picture(options, frames or FRAMES, sources, animated=True)
+
+    def recorder_of(program: Program) -> Timeline:
+        if frames is not None:
+            check_whole("--frames", frames, 2, max(2, len(program)))
+        found = Timeline(frames, program)
+        picture.lay_out(Sheet(["P_t", "x_t"], [f"t = {t}" for t in found.timesteps], picture.editor.size))
+        return found
+
+    recorder = recorder_of(common.check_run(picture.editor, picture.edits, options))
+    picture.describe("timeline", options, draws=not sources, frames=len(recorder.timesteps))
     latent = picture.latent(sources[0], options) if sources else None
-    with common.progress("timeline") as on_step:
+    if latent is not None:  # which may take one row less
+        recorder = recorder_of(common.check_run(picture.editor, picture.edits, options, latent))
+    with progress("timeline") as on_step:
         recorder.then = on_step
         if latent is None:
             picture.editor.sample(1, edits=picture.edits, on_step=recorder, **options)
         else:
             picture.editor.decode(latent, picture.edits, on_step=recorder, **options)
     p, x = recorder.frames()
+    picture.keep(len(p))
     picture.finish(to_uint8(p[:, 0]), also=to_uint8(x[:, 0]))
 
 
@@ -209,6 +258,7 @@ def timeline(source: str | None, frames: int, **options: Any) -> None:
 )
 @common.editing
 @common.writing
+@common.picture
 @common.as_json
 def sample(count: int, accept: Sequence[tuple[str, float]], **options: Any) -> None:
     """Draw COUNT new images. The same seed gives the same draws on any machine.
@@ -223,7 +273,8 @@ def sample(count: int, accept: Sequence[tuple[str, float]], **options: Any) -> N
     """
     picture, wanted = _Picture(options, count), common.strengths_of(accept, "--accept") or None
     picture.lay_out(grid(f"seed {options['seed']}", count, picture.editor.size))
-    with common.progress("sample") as on_step:
+    picture.describe("sample", options, draws=True, count=count, accept=wanted, latent_steps=options["latent_steps"])
+    with progress("sample") as on_step:
         images = picture.editor.sample(count, edits=picture.edits, accept=wanted, on_step=on_step, **options)
     picture.finish(images)
 
@@ -236,6 +287,7 @@ def sample(count: int, accept: Sequence[tuple[str, float]], **options: Any) -> N
 @common.editing
 @common.resizing
 @common.writing
+@common.picture
 @common.as_json
 def vary(source: str, count: int, **options: Any) -> None:
     """Variations of an image or latent: its z_sem kept, x_T drawn anew.
@@ -250,9 +302,9 @@ def vary(source: str, count: int, **options: Any) -> None:
     picture = _Picture(options, count, [file])
     picture.lay_out(grid(printable(file.stem), count, picture.editor.size))
     picture.editor.check_can_vary()
-    common.check_run(picture.editor, picture.edits, options)
+    picture.describe("vary", options, draws=True, count=count)
     latent = picture.latent(file, options)
-    with common.progress("vary") as on_step:
+    with progress("vary") as on_step:
         images = picture.editor.vary(latent, count, edits=picture.edits, on_step=on_step, **options)
     picture.finish(images)
 
@@ -265,10 +317,11 @@ def vary(source: str, count: int, **options: Any) -> None:
 @click.option(
     "--strength", "amounts", type=float, multiple=True, help="0 to 1; may be repeated. [default: 0, 0.25, 0.5, 0.75, 1]"
 )
-@click.option("--mask", type=click.Path(path_type=Path), help="A picture of the model's size: where (white) or not.")
+@click.option("--mask", type=common.FILE, help="A picture of the model's size: where (white) or not.")
 @common.editing
 @common.resizing
 @common.writing
+@common.picture
 @common.as_json
 def inject(source: str, content: str, amounts: Sequence[float], mask: Path | None, **options: Any) -> None:
     """Put the content of one image into another: h turns, step by step, towards the second image's.
@@ -290,10 +343,10 @@ def inject(source: str, content: str, amounts: Sequence[float], mask: Path | Non
     picture.lay_out(Sheet([""], [f"{a:.2f}" for a in amounts], picture.editor.size))
     where = None if mask is None else (picture.image(mask)[0].mean(axis=0) + 1) / 2
     other = picture.image(files[1])
-    common.check_run(picture.editor, picture.edits, options)
+    picture.describe("inject", options, amounts=list(amounts), masked=mask is not None)
     picture.editor.check_can_inject(picture.edits)
     latent = Latent.stack([picture.latent(files[0], options)] * len(amounts))
-    with common.progress("inject") as on_step:
+    with progress("inject") as on_step:
         images = picture.editor.inject(
             latent,
             other,

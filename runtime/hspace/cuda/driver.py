@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DeviceError
+from ..errors import DeviceError, needs
 
 _OLDEST_DRIVER = 12000  # CUDA 12.0
 _NO_DRIVER = (34, 999)  # CUDA_ERROR_STUB_LIBRARY, CUDA_ERROR_UNKNOWN: a library is there, and no driver behind it
@@ -56,7 +56,7 @@ def bindings() -> Any:
     try:
         api = importlib.import_module("cuda.bindings.driver")
     except ImportError:
-        raise DeviceError("device cuda: the package cuda-python is not installed (pip install 'hspace[gpu]')") from None
+        raise DeviceError(needs("device cuda", "cuda-python", "gpu")) from None
     return api
 
 

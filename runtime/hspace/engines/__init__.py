@@ -1,7 +1,8 @@
 """Engines evaluate a bundle's components. Each is a module found by name and imported when asked for.
 
-To add one: a module with `unavailable()`, which says why it cannot run here (or None), and `open_engine(bundle,
-threads)`, which returns an `Engine`; then its line in `ENGINES`, and in `AUTO` if `auto` may take it.
+To add one: a module with `unavailable()`, which says why it cannot run here (or None), `precisions(bundle)`, what it
+can compute in, and `open_engine(bundle, threads, precision)`, which returns an `Engine`; then its line in `ENGINES`.
+`hspace.choice` says what "auto" means.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..bundle import Bundle
 from ..errors import EngineError
+from . import probe
 
 if TYPE_CHECKING:
     from ..cuda.driver import Device, Stream
@@ -23,19 +25,27 @@ ENGINES = {
     "onnx": "hspace.engines.onnx",
     "null": "hspace.engines.null",
 }
-AUTO = ("openvino", "onnx")  # what `auto` may take; `null` computes nothing real
+PRECISIONS = ("fp32", "bf16", "fp16")
 ON_DEVICE = (
     "onnx",
 )  # those with an `open_device_engine(bundle, device, stream)`; the first is what `auto` means there
 
 
 class Engine(Protocol):
-    """One narrow contract: named arrays in, a component's outputs out. Safe to call from several threads."""
+    """One narrow contract: named arrays in, a component's outputs out. Safe to call from several threads.
+
+    precision: what the U-Net is computed in, one of `PRECISIONS`. batch_pixels: of the images that share an evaluation
+    by default; more are no faster.
+    """
 
     @property
     def name(self) -> str: ...
     @property
     def device(self) -> str: ...
+    @property
+    def precision(self) -> str: ...
+    @property
+    def batch_pixels(self) -> int: ...
 
     def run(self, component: str, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """Evaluates a component. Inputs are cast to the manifest's dtypes; outputs come in the manifest's order."""
@@ -77,6 +87,7 @@ def open_device_engine(name: str, bundle: Bundle, device: Device, stream: Stream
     reason = module.unavailable()
     if reason is not None:
         raise EngineError(f"engine {name}: cannot run here: {reason}")
+    probe.check(name, bundle, None, module.precisions(bundle)[0])
     engine: DeviceEngine = module.open_device_engine(bundle, device, stream)
     return engine
 
@@ -87,34 +98,37 @@ def unavailable(name: str) -> str | None:
     return reason
 
 
-def open_engine(name: str, bundle: Bundle, threads: int | None = None) -> Engine:
+def precisions(name: str, bundle: Bundle) -> tuple[str, ...]:
+    """What the engine can compute the bundle's U-Net in on this machine: the graphs' own type first, then faster ones.
+
+    The engine has to be able to run here (`unavailable`).
+    """
+    found: tuple[str, ...] = _module(name).precisions(bundle)
+    return found
+
+
+def open_engine(
+    name: str, bundle: Bundle, threads: int | None = None, precision: str | None = None, trusted: bool = False
+) -> Engine:
     """The engine of that name on the bundle, with every component loaded and verified.
 
-    name: a key of `ENGINES`, or "auto": the fastest of `AUTO` that can run here and passes the accuracy check of
-    `choice`, which says so at the log level INFO. threads: how many the engine may use, by default all cores that this
-    process may use. Raises EngineError where the name is unknown or the engine cannot run; another one is never
-    substituted.
+    name: a key of `ENGINES`. precision: one of `precisions`, by default the graphs' own. threads: how many the engine
+    may use, by default all cores that this process may use. Raises EngineError where the name is unknown, or the engine
+    cannot run or compute that; another one is never substituted. BundleError for graphs that it does not take. Graphs
+    that this machine has not opened yet are opened in a process of their own first (`probe`), unless `trusted`.
     """
-    return choose(bundle, threads)[0] if name == "auto" else _load(name, bundle, threads)
-
-
-def choose(bundle: Bundle, threads: int | None = None) -> tuple[Engine, str]:
-    """What "auto" means for the bundle here: the engine, and in a line why it."""
-    from . import choice
-
-    reasons = {candidate: unavailable(candidate) for candidate in AUTO}
-    usable = [candidate for candidate, reason in reasons.items() if reason is None]
-    if choice.REFERENCE not in usable:
-        listed = "; ".join(f"{candidate}: {reason}" for candidate, reason in reasons.items() if reason is not None)
-        raise EngineError(f"engine auto: needs {choice.REFERENCE} to compare with, which cannot run here: {listed}")
-    return choice.choose(bundle, usable, lambda candidate: _load(candidate, bundle, threads))
-
-
-def _load(name: str, bundle: Bundle, threads: int | None) -> Engine:
     reason = unavailable(name)
     if reason is not None:
         raise EngineError(f"engine {name}: cannot run here: {reason}")
-    engine: Engine = _module(name).open_engine(bundle, threads)
+    able = precisions(name, bundle)
+    if precision is not None and precision not in able:
+        raise EngineError(
+            f"precision: found {precision!r}, and engine {name} computes {bundle.folder} in {' or '.join(able)} here"
+        )
+    precision = precision or able[0]
+    if not trusted:
+        probe.check(name, bundle, threads, precision)
+    engine: Engine = _module(name).open_engine(bundle, threads, precision)
     return engine
 
 

@@ -20,7 +20,12 @@ def unavailable() -> str | None:
     return None
 
 
-def open_engine(bundle: Bundle, threads: int | None) -> NullEngine:
+def precisions(bundle: Bundle) -> tuple[str, ...]:
+    """float32, whatever the graphs are."""
+    return ("fp32",)
+
+
+def open_engine(bundle: Bundle, threads: int | None, precision: str) -> NullEngine:
     """Verifies the bundle's files, and reads no more of them."""
     for _ in bundle.verify():
         pass
@@ -32,6 +37,8 @@ class NullEngine:
 
     name = "null"
     device = "cpu"
+    precision = "fp32"
+    batch_pixels = 2**16
 
     def __init__(self, bundle: Bundle) -> None:
         self._components = bundle.manifest.components

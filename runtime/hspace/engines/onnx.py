@@ -11,17 +11,18 @@ import io
 import itertools
 import platform
 import re
-import tempfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..bundle import Bundle
-from ..errors import BundleError, EngineError
-from . import cache, cpu
-from .signature import Port, check_signature
+from ..errors import EngineError
+from ..manifest import Component
+from . import answers, cache, cpu, privacy
+from .shortage import reason, refusal
+from .signature import Port, check_signature, declared
 
 if TYPE_CHECKING:
     from ..cuda.driver import Device, Stream
@@ -33,15 +34,20 @@ _DTYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "int32": "t
 def unavailable() -> str | None:
     """Whether onnxruntime is there, and loads."""
     try:
-        import onnxruntime  # noqa: F401
+        privacy.onnxruntime()
     except ModuleNotFoundError:
         return "the package onnxruntime is not installed"
-    except ImportError:
-        return "the package onnxruntime is installed but does not load"
+    except (ImportError, OSError, MemoryError) as e:
+        return reason("onnxruntime", e)
     return None
 
 
-def open_engine(bundle: Bundle, threads: int | None) -> OnnxEngine:
+def precisions(bundle: Bundle) -> tuple[str, ...]:
+    """The graphs' own."""
+    return (bundle.manifest.precision,)
+
+
+def open_engine(bundle: Bundle, threads: int | None, precision: str) -> OnnxEngine:
     """A session per component. Raises BundleError for a graph that is faulty or not what the manifest says."""
     return OnnxEngine(bundle, threads)
 
@@ -51,13 +57,12 @@ class OnnxEngine:
 
     name = "onnx"
     device = "cpu"
-    precision = "fp32"
+    batch_pixels = 2**13
 
     def __init__(self, bundle: Bundle, threads: int | None) -> None:
-        import onnxruntime as ort
-
-        self._ort = ort
+        self._ort = privacy.onnxruntime()
         self._components = bundle.manifest.components
+        self.precision = bundle.manifest.precision
         threads = threads or cpu.usable_cores()
         self._sessions = {name: self._session(bundle, name, threads) for name in self._components}
 
@@ -86,31 +91,48 @@ class OnnxEngine:
         # Idle workers that spin take the cores from the other sessions' workers and from NumPy's:
         # docs/decisions/0004-no-spinning.md has the figures.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        of = (self._ort.__version__, cpu.processor(), platform.machine(), spec.sha256)
-        entry = cache.Entry("onnxruntime", cache.key(*of))
+        key = cache.key(self._ort.__version__, cpu.instruction_set(), platform.machine(), spec.sha256, declared(spec))
+        entry = cache.Entry("onnxruntime", key)
         optimised = entry.read()
         if optimised is not None:
             bundle.check(spec)  # what it was made of has to be as it was
             options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-            try:
-                return self._ort.InferenceSession(optimised, options, providers=["CPUExecutionProvider"])
-            except Exception:  # ONNX Runtime's errors share no base class
-                options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+            with contextlib.suppress(Exception):  # ONNX Runtime's errors share no base class
+                session = self._ort.InferenceSession(optimised, options, providers=["CPUExecutionProvider"])
+                if answers.hold(key, lambda: _answers(session, spec)):
+                    return session
+            options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         data = bundle.read_component(component)
-        with tempfile.TemporaryDirectory() as scratch:
-            options.optimized_model_filepath = str(Path(scratch) / "optimised.onnx")
+        with entry.scratch() as file:
+            if file is None:
+                return self._load(data, options, spec, where)
+            options.optimized_model_filepath = str(file)
             try:
-                session = self._ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-            except Exception as e:
-                raise BundleError(f"{where}: ONNX Runtime cannot load this graph") from e
-            check_signature(spec, _ports(session.get_inputs()), _ports(session.get_outputs()), _DTYPES, where)
-            entry.write(Path(options.optimized_model_filepath).read_bytes())
+                session = self._load(data, options, spec, where)
+            except EngineError:  # a disk that is full may be all that is wrong
+                options.optimized_model_filepath = ""
+                return self._load(data, options, spec, where)
+            answers.remember(key, _answers(session, spec))
+            with contextlib.suppress(OSError):
+                entry.write(file.read_bytes())
+            return session
+
+    def _load(self, data: bytes, options: Any, spec: Component, where: str) -> Any:
+        try:
+            session = self._ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        except Exception as e:  # ONNX Runtime's errors share no base class
+            raise refusal(where, "ONNX Runtime cannot load this graph", e) from e
+        check_signature(spec, _ports(session.get_inputs()), _ports(session.get_outputs()), _DTYPES, where)
         return session
+
+
+def _answers(session: Any, spec: Component) -> NDArray[np.float32]:
+    return answers.summary(session.run([o.name for o in spec.outputs], answers.inputs(spec)))
 
 
 def open_device_engine(bundle: Bundle, device: Device, stream: Stream) -> OnnxCudaEngine:
     """A session per component on a GPU. Raises EngineError where ONNX Runtime has no CUDA provider that works."""
-    import onnxruntime as ort
+    ort = privacy.onnxruntime()
 
     if _CUDA not in ort.get_available_providers():
         raise EngineError(
@@ -142,13 +164,12 @@ class OnnxCudaEngine:
 
     name = "onnx"
     provider, memory = _CUDA, "cuda"
+    batch_pixels = 2**18  # a single image does not fill a GPU
     not_capturable = "ONNX Runtime's sessions cannot be captured from outside; each component is a graph of its own"
 
     def __init__(self, bundle: Bundle, device: Device, stream: Stream) -> None:
-        import onnxruntime as ort
-
-        self._ort, self._device = ort, device
-        self._components = bundle.manifest.components
+        self._ort, self._device = privacy.onnxruntime(), device
+        self._components, self._own = bundle.manifest.components, bundle.manifest.precision
         self._numbers = itertools.count(1)  # of graphs; 0 is what a run without a number means
         self._sessions: dict[str, Any] = {}
         self.graphs: dict[str, bool] = {}  # component → whether it is replayed as a graph
@@ -163,7 +184,7 @@ class OnnxCudaEngine:
     @property
     def precision(self) -> str:
         """Of the U-Net's arithmetic. TF32 is off: fp32 means it."""
-        return self._components["trunk"].precision
+        return self._own
 
     def close(self) -> None:
         self._sessions.clear()

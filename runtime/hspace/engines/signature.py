@@ -21,6 +21,11 @@ def check_signature(
             raise BundleError(f"{where}: {kind}: found {found}, expected what the manifest says: {expected}")
 
 
+def declared(spec: Component) -> str:
+    """Both signatures as text, for the key of what is cached: it was checked against these, and serves no other."""
+    return str([[(t.name, t.dtype, t.shape) for t in tensors] for tensors in (spec.inputs, spec.outputs)])
+
+
 def _fixed(tensor: Tensor) -> list[int | None]:
     """A shape with its batch dimensions, which have names, left open."""
     return [d if isinstance(d, int) else None for d in tensor.shape]

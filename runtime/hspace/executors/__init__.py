@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..attributes import Edit
+from ..engines import Engine
 from ..noise import Noise
 from ..program import Program
 
@@ -22,6 +23,8 @@ class Executor(Protocol):
 
     @property
     def on_device(self) -> bool: ...
+    @property
+    def engine(self) -> Engine: ...
 
     def run(
         self,

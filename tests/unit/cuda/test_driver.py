@@ -116,7 +116,9 @@ def test_a_package_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ModuleNotFoundError(name)
 
     monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(DeviceError, match=r"cuda-python is not installed \(pip install 'hspace\[gpu\]'\)"):
+    with pytest.raises(
+        DeviceError, match=r"needs the package cuda-python, of the extra gpu: pip install '\.\[gpu\]' in a clone"
+    ):
         Device(0)
 
 

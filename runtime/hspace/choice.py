@@ -1,0 +1,183 @@
+"""Which engine runs a bundle, and in which precision: a rule, so that the same inputs give the same results.
+
+What the caller says counts: an argument, else `$HSPACE_ENGINE` and `$HSPACE_PRECISION`. Else, "auto":
+
+- engine: the first of `AUTO` that is installed, runs here and takes the bundle;
+- precision: a faster one than the graphs' own where the processor has it and whole runs of this bundle in it agree with
+  the graphs' own to `accuracy.LEAST_PSNR`: as the bundle records, or else as measured at its first open on a machine.
+
+Nothing of it is timed. A sampler that inverts exactly does so in float32 only, and runs in it whatever "auto" is.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable
+from typing import NamedTuple
+
+import msgspec
+
+from .accuracy import LEAST_PSNR, measure
+from .bundle import Bundle
+from .engines import ENGINES, PRECISIONS, Engine, cache, cpu, open_engine, precisions, unavailable
+from .errors import BundleError, EngineError
+from .manifest import Accuracy
+from .samplers import SAMPLERS
+
+AUTO = ("openvino", "onnx")
+_LOG = logging.getLogger("hspace")
+
+
+class Choice(NamedTuple):
+    """engine: what runs. exact: gives the engine of exact samplers, which is opened when it is first asked for; None
+    where the precision rules them out. why: in a line. left_out: engines of `AUTO` that came before it, and why they
+    were not taken.
+    """
+
+    engine: Engine
+    exact: Callable[[], Engine] | None
+    why: str
+    left_out: dict[str, str]
+
+
+def choose(
+    bundle: Bundle, engine: str | None = None, precision: str | None = None, threads: int | None = None
+) -> Choice:
+    """The engine that runs the bundle. Raises EngineError where none can as asked, BundleError where none takes it."""
+    engine, precision = asked_engine(engine), asked_precision(precision)
+    left_out: dict[str, str] = {}
+    fault: BundleError | None = None
+    for name in AUTO if engine == "auto" else (engine,):
+        reason = unavailable(name)
+        if reason is not None:
+            left_out[name] = f"cannot run here: {reason}"
+        elif precision not in ("auto", *precisions(name, bundle)):
+            left_out[name] = (
+                f"computes {bundle.folder} in {' or '.join(precisions(name, bundle))} here, not {precision}"
+            )
+        else:
+            try:
+                return _open(bundle, name, precision, threads)._replace(left_out=left_out)
+            except BundleError as e:
+                left_out[name], fault = str(e), e
+    if fault is not None:
+        raise fault
+    raise EngineError("; ".join(f"engine {name}: {reason}" for name, reason in left_out.items()))
+
+
+def _open(bundle: Bundle, name: str, precision: str, threads: int | None) -> Choice:
+    own, *faster = precisions(name, bundle)
+
+    def at(wanted: str) -> Callable[[], Engine]:
+        return lambda: open_engine(name, bundle, threads, wanted)
+
+    if precision != "auto":
+        taken, why = precision, f"{precision}, as asked for"
+    elif not faster:
+        taken, why = own, f"{own}, all that it computes in here"
+    else:
+        taken, why = _accepted(bundle, name, own, faster[0], at, threads)
+    engine = at(taken)()
+    exact: Callable[[], Engine] | None = None
+    if own == "fp32" and precision in ("auto", own):
+        exact = (lambda: engine) if taken == own else _once(at(own))
+    return Choice(engine, exact, f"{name} in {why}", {})
+
+
+def _once(make: Callable[[], Engine]) -> Callable[[], Engine]:
+    """`make`, called when it is first asked for, and never again."""
+    made: list[Engine] = []
+    lock = threading.Lock()
+
+    def get() -> Engine:
+        with lock:
+            if not made:
+                made.append(make())
+            return made[0]
+
+    return get
+
+
+def _accepted(
+    bundle: Bundle, name: str, own: str, faster: str, at: Callable[[str], Callable[[], Engine]], threads: int | None
+) -> tuple[str, str]:
+    """Which of the two precisions "auto" is, and why."""
+    preset = next((p for p in _by_default(bundle) if not SAMPLERS[bundle.preset(p)[1].sampler].exact), None)
+    if preset is None:
+        return own, f"{own}, which the samplers of all presets need"
+    recorded, where = bundle.manifest.accuracy, "as the bundle records"
+    found = recorded if isinstance(recorded, Accuracy) else None
+    if found is None or found.precision != faster:
+        found, where = _measured(bundle, name, preset, at(own), at(faster), threads), "measured on this machine"
+    if found is None:
+        return own, f"{own}: a run in {faster} or in {own} gave values that are not finite"
+    least = min(found.inversion, found.reconstruction, found.edit)
+    runs = (
+        f"at least {least:.1f} dB, of {LEAST_PSNR:.0f} that are needed ({where}: inversion {found.inversion:.1f}, "
+        f"reconstruction {found.reconstruction:.1f}, edit {found.edit:.1f})"
+    )
+    if least >= LEAST_PSNR:
+        return faster, f"{faster}: whole runs agree with {own} to {runs}"
+    return own, f"{own}: whole runs in {faster} agree with it to {runs}"
+
+
+def _by_default(bundle: Bundle) -> list[str]:
+    """The presets' names, the default one first."""
+    first = bundle.manifest.default_preset
+    return [first, *(name for name in bundle.manifest.presets if name != first)]
+
+
+def _measured(
+    bundle: Bundle,
+    name: str,
+    preset: str,
+    open_own: Callable[[], Engine],
+    open_faster: Callable[[], Engine],
+    threads: int | None,
+) -> Accuracy | None:
+    """`accuracy.measure`, or what it found before under the same circumstances; None for values that are not finite.
+
+    All that the numbers depend on is in the key, the number of threads too, so it does not matter who measures first.
+    """
+    modules = ("hspace", {"onnx": "onnxruntime"}.get(name, name))
+    versions = [importlib.import_module(m).__version__ for m in modules]
+    networks = [c.sha256 for c in bundle.manifest.components.values()]
+    cores = threads or cpu.usable_cores()
+    run = msgspec.json.encode((bundle.manifest.schedules, bundle.preset(preset)[1]))
+    entry = cache.Entry("accuracy", cache.key(*versions, cpu.instruction_set(), cores, run, *networks))
+    try:
+        return msgspec.json.decode(entry.read() or b"", type=Accuracy | None)
+    except (msgspec.DecodeError, UnicodeDecodeError):  # not there, or nothing of ours
+        pass
+    _LOG.info("%s: comparing whole runs in its faster precision with float32, once on this machine", bundle.folder)
+    try:
+        found = measure(bundle, preset, open_own, open_faster)
+    except EngineError as e:
+        _LOG.info("%s: %s", bundle.folder, e)
+        found = None
+    entry.write(json.dumps(msgspec.to_builtins(found)).encode())
+    return found
+
+
+def asked_engine(given: str | None) -> str:
+    """The engine that the caller asks for: what is given, else `$HSPACE_ENGINE`, else "auto"."""
+    return _asked("engine", given, ("auto", *ENGINES))
+
+
+def asked_precision(given: str | None) -> str:
+    """Likewise the precision, from `$HSPACE_PRECISION`."""
+    return _asked("precision", given, ("auto", *PRECISIONS))
+
+
+def _asked(what: str, given: str | None, allowed: tuple[str, ...]) -> str:
+    where, found = what, given
+    if given is None:
+        where = f"HSPACE_{what.upper()}"
+        found = os.environ.get(where) or "auto"
+    if found not in allowed:
+        raise EngineError(f"{where}: found {found!r}, expected {', '.join(allowed)}")
+    return found

@@ -1,0 +1,217 @@
+"""Jobs over many inputs, and what is said at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..attributes import check_names, compile_edit
+from ..editor import Editor
+from ..engines import Engine
+from ..errors import EngineError, HspaceError, ImageError, LatentError, OutputError
+from ..manifest import Source
+from ..plans import Planner
+from ..record import differences, engine_told, make_record, read_output
+from ..runs import OnStep, Step
+from . import printable
+from .common import emit, engine_text
+from .outputs import Job, Plan, folder_of
+from .progress import Bar
+from .streams import read_source, source_of
+
+
+@dataclass
+class Report:
+    """What a command on many inputs has done: outputs written, outputs kept, inputs refused and why.
+
+    on_stdout: whether stdout is the one output, so that what is said goes to stderr.
+    """
+
+    total: int
+    kept: list[Path] = field(default_factory=list)
+    written: list[Path] = field(default_factory=list)
+    failed: list[tuple[Path, HspaceError]] = field(default_factory=list)
+    start: float = field(default_factory=time.perf_counter)
+    on_stdout: bool = False
+
+    def __str__(self) -> str:
+        seconds = max(time.perf_counter() - self.start, 1e-9)
+        done = len(self.written) + len(self.kept) + len(self.failed)
+        return f"{done} of {self.total}, {len(self.written) / seconds:.3g} images/s"
+
+    def refuse(self, job: Job, error: HspaceError) -> None:
+        """Notes that an input was refused; where it is the only one, its error is the command's."""
+        if self.total == 1:
+            raise error
+        self.failed.append((job.source, error))
+
+    def refused(self) -> tuple[list[dict[str, str]], str]:
+        """Every refused input: for machines, and for people, a line each."""
+        rows = [{"file": str(p), "error": str(e)} for p, e in self.failed]
+        return rows, "".join(f"\nrefused {printable(row['error'])}" for row in rows)
+
+    def finish(self) -> None:
+        """Raises the one error that stands for all refused inputs, if there were any."""
+        if self.failed:
+            error = self.failed[0][1]
+            more = f" (and {len(self.failed) - 1} more)" if len(self.failed) > 1 else ""
+            raise type(error)(f"{len(self.failed)} of {self.total} inputs refused: {error}{more}")
+
+
+class Recorder:
+    """The records of one command's outputs, and the engine that makes them.
+
+    Refuses what a decode with these options would refuse. options: of a run, as commands have them; steps may be
+    (encode, decode). draws: whether the seed matters in any case, and not only where the decode's rows draw. more: what
+    else the command was asked for.
+    """
+
+    def __init__(
+        self,
+        editor: Editor,
+        call: str,
+        options: Mapping[str, Any],
+        edits: Mapping[str, float] | None = None,
+        *,
+        draws: bool = False,
+        **more: Any,
+    ) -> None:
+        self._editor, self._call, self._preset = editor, call, options.get("preset")
+        self._seed = options.get("seed") or 0
+        self._edits, self._more = dict(edits or {}), {k: v for k, v in more.items() if v is not None}
+        planner = Planner(editor.bundle)
+        self._plan = planner.plan(
+            self._preset, options.get("steps"), *(options.get(n) for n in ("sampler", "t_edit", "t_boost"))
+        )
+        check_names(self._edits, editor.attributes, "edits")
+        edit = compile_edit(self._edits, editor.attributes, self._plan.decode_steps)
+        rows = planner.program("decode", self._plan, edit).rows
+        self._draws = draws or (call != "encode" and bool(rows["c_noise"].any()))
+        self.engine = editor.engine_of(self._preset, self._plan.sampler)
+
+    def __call__(self, sources: Sequence[Source], image: int | None) -> str:
+        """The record of the output of that number, or of all of them together."""
+        told: Any = {"strengths": self._edits, "seed": self._seed, "image": image, "draws": self._draws}
+        return make_record(self._editor, self._call, self._preset, self._plan, sources, **told, **self._more)
+
+
+def run_jobs(
+    label: str,
+    batch_size: int,
+    plan: Plan,
+    error: type[HspaceError],
+    load: Callable[[Path, bytes], Any],
+    make: Callable[[Sequence[Job], list[Any], OnStep], Iterable[Any]],
+    write: Callable[[Job, Any, str], None],
+    record: Callable[[Job, Source], str],
+    there: Callable[[Job], str | None] = lambda job: read_output(job.target),
+) -> Report:
+    """Loads, makes and writes, a batch at a time. An input that is refused is reported and stops nothing else.
+
+    Where nothing can be made of a batch, each of its inputs is tried alone. Where there is but one input, its error is
+    raised as it is. record: what an output made of that source is to say of itself; an output that is there already is
+    kept if `there` says the same of it. error: of an input that cannot be read.
+    """
+    report = Report(plan.total, on_stdout=plan.on_stdout)
+    for job, clash in plan.clashes:
+        report.refuse(job, clash)
+    with Bar(label, 1000 * max(plan.total, 1), lambda: str(report)) as bar:
+        bar.draw()
+        jobs = sorted([*plan.jobs, *_to_renew(plan, report, error, record, there)], key=lambda job: job.number)
+        before = plan.total - len(jobs)
+
+        def made(loaded: list[_Loaded], done: int, of: int) -> Iterator[tuple[_Loaded, Any]]:
+            """What can be made of the inputs, `of` of all that the bar counts, after `done` others."""
+
+            def on_step(step: Step) -> None:
+                bar.to(1000 * (done + of * step.index / step.total))
+
+            try:
+                results = list(make([x.job for x in loaded], [x.content for x in loaded], on_step))
+            except (EngineError, LatentError) as e:
+                if len(loaded) > 1:
+                    for i, one in enumerate(loaded):
+                        yield from made([one], done + i, 1)
+                    return
+                only = loaded[0].job
+                report.refuse(only, e if report.total == 1 else type(e)(f"{only.source}: {e}"))
+                return
+            yield from zip(loaded, results, strict=True)
+
+        for i in range(0, len(jobs), batch_size):
+            chunk = jobs[i : i + batch_size]
+            loaded: list[_Loaded] = []
+            for job in chunk:
+                try:
+                    data = read_source(job.source, error)
+                    content = load(job.source, data)
+                except (ImageError, LatentError) as e:
+                    report.refuse(job, e)
+                    continue
+                loaded.append(_Loaded(job, content, record(job, source_of(job.source, data))))
+            for one, result in made(loaded, before + i, len(chunk)) if loaded else ():
+                with folder_of(one.job.target):
+                    write(one.job, result, one.record)
+                report.written.append(one.job.target)
+            bar.to(1000 * (before + i + len(chunk)))
+        bar.to(bar.length)
+    return report
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """An input that was read, and the record of its output."""
+
+    job: Job
+    content: Any
+    record: str
+
+
+def _to_renew(
+    plan: Plan,
+    report: Report,
+    error: type[HspaceError],
+    record: Callable[[Job, Source], str],
+    there: Callable[[Job], str | None],
+) -> Iterator[Job]:
+    """Those of the outputs that exist which are to be made anew; the others are kept or refused, as the report says."""
+    for job in plan.there:
+        try:
+            wanted = record(job, source_of(job.source, read_source(job.source, error)))
+        except (ImageError, LatentError) as e:
+            report.refuse(job, e)
+            continue
+        found = there(job)
+        different = differences(found, wanted)
+        if not different:
+            report.kept.append(job.target)
+        elif plan.update:
+            yield job
+        else:
+            why = "says nothing of what made it" if found is None else f"was made otherwise ({', '.join(different)})"
+            says = f"{job.target}: exists and {why}; --update makes such ones anew, --force all"
+            report.refuse(job, OutputError(says))
+
+
+def wrote(as_json: bool, report: Report, engine: Engine) -> None:
+    """What a command that writes files says at its end; raises where inputs were refused."""
+    seconds, outputs = time.perf_counter() - report.start, report.written
+    failed, refusals = report.refused()
+    found = {
+        "outputs": [str(p) for p in outputs],
+        "kept": [str(p) for p in report.kept],
+        "failed": failed,
+        "seconds": round(seconds, 3),
+        **engine_told(engine),
+    }
+    what = f"{len(outputs)} files" + (f" in {outputs[0].parent}" if outputs else "")
+    if len(outputs) == 1:
+        what = "stdout" if report.on_stdout else str(outputs[0])
+    text = f"wrote {printable(what)} in {seconds:.2f} s ({engine_text(engine)})"
+    if report.kept:
+        text += f"; kept {len(report.kept)} that exist and would be the same (--force makes them anew)"
+    emit(as_json, found, text + refusals, err=report.on_stdout)
+    report.finish()

@@ -1,0 +1,58 @@
+"""`-`: stdin as an input, stdout as an output; and what inputs are read by."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+from typing import cast
+
+import click
+
+from ..errors import HspaceError, ImageError, OutputError
+from ..files import MAX_FILE_BYTES, read_file
+from ..image import MOST_BYTES
+from ..manifest import Source
+
+DASH = Path("-")  # a file of that name is told from it by its folder: `expand` gives it an absolute path
+
+
+def read_source(path: Path, error: type[HspaceError]) -> bytes:
+    """An input's bytes: of a file, or of stdin, which may be asked for again. Raises `error` for too many of them."""
+    most = MOST_BYTES if error is ImageError else MAX_FILE_BYTES
+    return _stdin(error, most) if path == DASH else read_file(path, error, most)
+
+
+def _stdin(error: type[HspaceError], most: int) -> bytes:
+    kept = click.get_current_context().find_root().meta
+    if "stdin" in kept:
+        return cast(bytes, kept["stdin"])
+    if sys.stdin is None or sys.stdin.isatty():
+        raise error("-: stdin is a terminal, expected a file or a pipe")
+    data = sys.stdin.buffer.read(most + 1)
+    if len(data) > most:
+        raise error(f"-: found more than {most} bytes on stdin, expected at most that")
+    kept["stdin"] = data
+    return data
+
+
+def source_of(path: Path, data: bytes) -> Source:
+    """What a record says of an input."""
+    return Source(file=path.name, sha256=hashlib.sha256(data).hexdigest())
+
+
+def check_stdout() -> None:
+    """Raises OutputError where stdout is no place for a file."""
+    if sys.stdout is None or sys.stdout.isatty():
+        raise OutputError("-: stdout is a terminal, expected a file or a pipe")
+
+
+def write_stdout(data: bytes) -> None:
+    """Writes a file's bytes to stdout."""
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as e:
+        raise OutputError(f"-: stdout cannot be written: {e.strerror}") from None

@@ -1,0 +1,258 @@
+"""Opens a bundle in a process of its own first, where this machine has not opened its graphs yet.
+
+A graph from a stranger can make a library crash, compute without an end, or take all memory. There, that ends one
+process, and is told as the graph's fault. What the process compiled is in the cache, so that the time is spent once.
+The process is no sandbox: it may do what its user may.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from .. import __version__, errors
+from ..bundle import Bundle
+from ..errors import BundleError, EngineError, HspaceError
+from ..manifest import File, Manifest
+from . import cache, cpu, privacy
+from .shortage import lacks, refusal
+from .signature import declared
+
+_MEMORY, _MEMORY_EACH = 6 * 2**30, 24  # bytes of addresses for any bundle, and for each byte of its graphs
+_SECONDS, _SECONDS_EACH = 90, 3  # of all cores together, likewise, and for each MiB
+_WAIT = 10  # times as long is waited, where other work takes the cores
+_LIBRARIES = {"onnx": privacy.onnxruntime, "openvino": privacy.openvino}
+
+
+def check(name: str, bundle: Bundle, threads: int | None, precision: str) -> None:
+    """Returns where the engine opened the bundle's graphs on this machine before, or does so now in its own process.
+
+    Raises BundleError, naming the file, where it does not survive that, or a value is not finite; and whatever else
+    opening it there raised. Where the cache is not used, nothing is remembered, and this is done at each `open`.
+    """
+    if name not in _LIBRARIES or not sys.executable:
+        return
+    components = bundle.manifest.components
+    of = (__version__, name, _LIBRARIES[name]().__version__, precision, cpu.instruction_set())
+    entry = cache.Entry("opened", cache.key(*of, *((c.sha256, declared(c)) for c in components.values())))
+    if entry.read() is not None:
+        return
+    for component in components:
+        bundle.read_component(component)
+    asked = {"engine": name, "folder": str(bundle.folder), "threads": threads, "precision": precision}
+    _run(f"engine {name}", bundle, {**asked, "manifest": msgspec.to_builtins(bundle.manifest)})
+    entry.write(b"opened")
+
+
+def check_with_onnx(bundle: Bundle) -> bool:
+    """Holds every graph to ONNX's own checker and strict shape inference, in a process of its own.
+
+    Returns False where the package `onnx` is not installed. Raises BundleError, naming the file.
+    """
+    if importlib.util.find_spec("onnx") is None or not sys.executable:
+        return False
+    asked = {"engine": None, "folder": str(bundle.folder), "manifest": msgspec.to_builtins(bundle.manifest)}
+    _run("ONNX's checker", bundle, asked)
+    return True
+
+
+# --- the process that asks ----------------------------------------------------------------------------
+
+
+def _run(who: str, bundle: Bundle, asked: dict[str, Any]) -> None:
+    size = sum(c.bytes for c in bundle.manifest.components.values())
+    seconds = _SECONDS + _SECONDS_EACH * size // 2**20
+    asked |= {"memory": _MEMORY + _MEMORY_EACH * size, "seconds": seconds}
+    # found as this process found it; -P: and nothing that lies in the current folder
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(p) for p in sys.path if p)}
+    command = [sys.executable, "-P", "-m", __name__]
+    try:
+        done = subprocess.run(
+            command,
+            env=environment,
+            input=json.dumps(asked).encode(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=_WAIT * seconds,
+            check=False,
+        )
+        code, out = done.returncode, done.stdout
+    except subprocess.TimeoutExpired as e:
+        code, out = -signal.SIGTERM, e.stdout or b""
+    except OSError as e:
+        raise EngineError(f"{bundle.folder}: cannot be opened: no process could be started: {e.strerror}") from None
+    lines = [json.loads(line) for line in out.split(b"\n")[:-1]]  # the last one may be half a line
+    if lines and lines[-1] is True:
+        return
+    if lines and isinstance(lines[-1], list):
+        kind, message = lines[-1]
+        raise getattr(errors, kind)(message)
+    at = bundle.folder / lines[-1] if lines else bundle.folder
+    if code in (-signal.SIGTERM, -getattr(signal, "SIGXCPU", signal.SIGTERM)):
+        raise BundleError(f"{at}: {who} needs more than {seconds} s of computing for this graph")
+    if code == -getattr(signal, "SIGKILL", 0):  # by the system: our own limits are not enforced so
+        raise EngineError(f"{at}: {who} was killed while it read this graph, as by a system that runs out of memory")
+    allowed = _address_limit()
+    if allowed is not None and allowed < asked["memory"]:
+        raise EngineError(
+            f"{at}: {who} crashes ({_end(code)}); this process is limited to {allowed / 2**30:.1f} GiB of addresses, "
+            "which may be too few"
+        )
+    if not lines:
+        raise EngineError(f"{at}: {who} does not start in a process of its own ({_end(code)})")
+    raise BundleError(f"{at}: {who} crashes on this graph ({_end(code)})")
+
+
+def _address_limit() -> int | None:
+    """How many bytes of addresses this process is limited to; None where it is not, or the system does not say."""
+    try:
+        resource: Any = importlib.import_module("resource")
+    except ImportError:  # Windows
+        return None
+    soft: int = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def _end(code: int) -> str:
+    return f"exit status {code}" if code >= 0 else signal.Signals(-code).name
+
+
+# --- the process that is asked ------------------------------------------------------------------------
+
+
+class _Reporting(Bundle):
+    """A bundle that was checked already, and says which file is read."""
+
+    def __init__(self, folder: str, manifest: Manifest, say: Callable[[object], None]) -> None:
+        self.folder, self.manifest, self._say, self.last = Path(folder), manifest, say, ""
+
+    def begin(self, entry: File) -> None:
+        self.last = entry.file
+        self._say(entry.file)
+
+    def read(self, entry: File) -> bytes:
+        self.begin(entry)
+        return super().read(entry)
+
+    def check(self, entry: File) -> None:
+        self.begin(entry)
+        super().check(entry)
+
+
+def _main() -> None:
+    """Reads what is asked from stdin. Prints lines of JSON: each file that is begun; then true, or an error's name and
+    its message.
+    """
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # a library's words are no answers
+
+    def say(what: object) -> None:
+        print(json.dumps(what), file=answers, flush=True)
+
+    asked = json.load(sys.stdin)
+    own = _address_limit() is None  # the limit on memory is ours, and not the user's
+    _limit(asked["memory"], asked["seconds"])
+    manifest = msgspec.convert(asked["manifest"], Manifest)
+    bundle = _Reporting(asked["folder"], manifest, say)
+    try:
+        if asked["engine"] is None:
+            _check_with_onnx(bundle)
+        else:
+            _open(asked["engine"], bundle, asked["threads"], asked["precision"])
+        say(True)
+    except Exception as e:
+        say(_told(e, bundle, asked["memory"] if own else None))
+    answers.flush()
+    os._exit(0)  # what a library does at its end is not asked
+
+
+def _told(e: Exception, bundle: _Reporting, memory: int | None) -> list[str]:
+    """An error's name and message. memory: the limit in bytes, where it is ours: no sound graph needs more."""
+    where = bundle.folder / bundle.last
+    missing = lacks(e if e.__cause__ is None else e.__cause__)
+    if missing is not None and memory is not None:
+        return ["BundleError", f"{where}: this graph needs more than {memory / 2**30:.0f} GiB of memory"]
+    if isinstance(e, HspaceError):
+        return [type(e).__name__, str(e)]
+    if missing is not None:
+        return ["EngineError", f"{where}: cannot be opened: too little {missing}"]
+    return ["BundleError", f"{where}: this graph cannot be opened: {type(e).__name__}"]
+
+
+def _limit(memory: int, seconds: int) -> None:
+    """The most addresses and computing time of this process; less where its user has less. No core is written."""
+    try:
+        resource: Any = importlib.import_module("resource")
+    except ImportError:  # Windows
+        return
+    for what, most in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CPU, seconds), (resource.RLIMIT_CORE, 0)):
+        soft, hard = resource.getrlimit(what)
+        resource.setrlimit(what, (most if soft == resource.RLIM_INFINITY else min(most, soft), hard))
+
+
+def _open(name: str, bundle: _Reporting, threads: int | None, precision: str) -> None:
+    """Opens the bundle as its user will, and evaluates every component once, on one sample."""
+    engine: Any = importlib.import_module(f".{name}", __package__).open_engine(bundle, threads, precision)
+    components = bundle.manifest.components
+    outputs: dict[str, Any] = {}
+    for component, inputs in _inputs(bundle.manifest, outputs):
+        where = f"{bundle.folder / components[component].file}"
+        bundle.begin(components[component])
+        try:
+            found = engine.run(component, inputs)
+        except EngineError as e:
+            raise refusal(where, f"engine {name} cannot evaluate this graph", e.__cause__ or e) from e.__cause__
+        for tensor, value in zip(components[component].outputs, found, strict=True):
+            outputs[tensor.name] = value
+            if isinstance(value, np.ndarray) and not np.isfinite(value).all():
+                raise BundleError(f"{where}: {tensor.name}: gives values that are not finite")
+        if component == "head" and not np.any(found[0]):
+            raise BundleError(f"{where}: eps: gives nothing but zeros")
+
+
+def _inputs(manifest: Manifest, outputs: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each component with random inputs. outputs: what those before it gave."""
+    rng = np.random.default_rng(0)
+    for name in (n for n in ("trunk", "head", "encoder", "latent") if n in manifest.components):
+        schedule = manifest.schedules.latent if name == "latent" else manifest.schedules.image
+        middle = 0 if schedule is None else schedule.build().timesteps // 2
+        inputs: dict[str, Any] = {}
+        for i in manifest.components[name].inputs:
+            shape = [1 if isinstance(d, str) else d for d in i.shape]
+            if i.name in outputs and name == "head":
+                inputs[i.name] = outputs[i.name]
+            elif i.dtype.startswith("int"):
+                inputs[i.name] = np.full(shape, middle if i.name == "t" else 0, i.dtype)
+            else:
+                inputs[i.name] = rng.standard_normal(shape, dtype=np.float32).astype(i.dtype)
+        yield name, inputs
+
+
+def _check_with_onnx(bundle: _Reporting) -> None:
+    onnx: Any = importlib.import_module("onnx")  # as a string: only this check needs the library
+    for name, component in bundle.manifest.components.items():
+        data = bundle.read_component(name)
+        try:
+            onnx.checker.check_model(data, full_check=True)
+        except MemoryError:
+            raise
+        except Exception as e:
+            first = next(iter(str(e).strip().splitlines()), type(e).__name__)
+            raise BundleError(
+                f"{bundle.folder / component.file}: ONNX's checker refuses this graph: {first[:300]}"
+            ) from e
+
+
+if __name__ == "__main__":
+    _main()
