@@ -23,7 +23,8 @@ from hspace import amend
 from hspace.bench import machine, timing
 from hspace.bench.parts import blank, steps
 from hspace.bundle import Bundle, h_shape
-from hspace.engines import AUTO, unavailable
+from hspace.choice import AUTO
+from hspace.engines import precisions, unavailable
 from hspace.tensors import tensor_bytes
 from hspace_export.asyrp import load_model
 from hspace_export.exporter import Settings, export
@@ -62,7 +63,8 @@ def measure(made: dict[int, Path], engines: list[str], rounds: int) -> dict[str,
     runs: dict[str, dict[timing.Part, Callable[[], object]]] = {}
     for engine in engines:
         mine = runs[engine] = {}
-        editors = {size: hspace.open(path, engine=engine) for size, path in made.items()}
+        fastest = precisions(engine, Bundle(made[SIZE]))[-1]
+        editors = {size: hspace.open(path, engine=engine, precision=fastest) for size, path in made.items()}
         for size, editor in editors.items():
             for kind, run in _steps(editor, 1).items():
                 mine[f"image size|{kind}", size] = run

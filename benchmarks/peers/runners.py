@@ -256,14 +256,15 @@ class Hspace:
 
     def __init__(self, case: Case, threads: int | None, engine: str) -> None:
         import hspace
-        from hspace.engines import unavailable
+        from hspace.engines import precisions, unavailable
         from hspace.program import Branch
 
         reason = unavailable(engine)
         if reason is not None:
             raise Unavailable(reason)
         self.case, self.asymmetric = case, Branch.ASYMMETRIC
-        self.editor = hspace.open(case.bundle, engine=engine, threads=threads)
+        fastest = precisions(engine, hspace.Bundle(case.bundle))[-1]
+        self.editor = hspace.open(case.bundle, engine=engine, precision=fastest, threads=threads)
         self.edits = {case.attribute: case.strength}
 
     def _kinds(self, steps: Steps | None, preset: str, edits: dict[str, float] | None) -> list[str]:

@@ -20,10 +20,10 @@ from hspace.image import load_images
 from hspace.onnx_graph import check_graph
 from hspace.onnx_scan import check_onnx
 from hspace.runs import OnStep, Step
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
+_matplotlib = privacy.matplotlib()
 Float32 = NDArray[np.float32]
 
 
@@ -150,7 +150,7 @@ def measure(
 
 def plot(path: Path, curves: Curves, chosen: Sequence[tuple[str, float, int | None]]) -> None:
     """Writes both curves, with thresholds and what they select, as a PNG. chosen: t_edit's, then t_boost's."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = _matplotlib.figure.Figure(figsize=(9, 3.6), layout="constrained")
     for axes, (mean, std), what, (name, threshold, t) in zip(
         figure.subplots(1, 2), (curves.to_p, curves.to_x), ("P_t", "x_t"), chosen, strict=True
     ):

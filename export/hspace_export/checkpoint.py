@@ -10,7 +10,7 @@ import re
 import reprlib
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,12 @@ def source(path: Path) -> Source:
 def shown(value: Any) -> str:
     """A value of a file for a message, not at any length."""
     return _repr.repr(value)
+
+
+def unknown(where: str, keys: Iterable[str]) -> list[str]:
+    """A warning of a configuration's keys that nobody here knows, if there are any."""
+    told = ", ".join(shown(k)[1:-1] for k in keys)
+    return [f"{where}: {told[:500]}: not known, so not followed"] if told else []
 
 
 def tensors(found: Any, path: Path, prefix: str = "") -> StateDict:

@@ -17,7 +17,7 @@ from . import asyrp, diffae, lpips
 from .exporter import Model, Settings, read_config, schedule, settings_of
 from .exporter import export as run_export
 
-_FILE = click.Path(path_type=Path)
+_FILE = common.FILE
 _SETTINGS = tuple(Settings.__struct_fields__)
 
 shared = common.stack(

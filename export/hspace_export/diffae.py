@@ -77,19 +77,14 @@ def load_model(
 
     unet, encoder = _networks(checkpoint, ema, settings, preset)
     hyper_parameters.check_shown(found, checkpoint, (unet.config, encoder.config), size)
-    z_channels = unet.config.z_channels
-    parts = unet_parts(unet, size, z_channels)
-    z = "float32", ("N", z_channels)
-    parts["encoder"] = Part(InFloat32(encoder), {"x": ("float32", ("N", 3, size, size))}, {"z_sem": "float32"})
-    config: dict[str, Any] = {"unet": asdict(unet.config), "encoder": asdict(encoder.config)}
-    statistics = _statistics(latent_path, latent_found, z_channels)
+    parts, config, z_channels = _parts(unet, encoder, size)
+    statistics = _statistics(latent_path, latent_found, z_channels, required=sampling)
     if sampling:
         net = _latent_net(latent_path, latent_ema, settings, z_channels)
         hyper_parameters.check_shown(latent_found, latent_path, net.config, size)
+        z = "float32", ("N", z_channels)
         parts["latent"] = Part(InFloat32(net), {"z_sem": z, "t": ("int32", ("N",))}, {"eps": "float32"})
         config["latent"] = asdict(net.config)
-        if statistics is None:
-            raise CheckpointError(f"{latent_path}: conds_mean and conds_std: missing, and the latent DDIM needs them")
     attributes = {} if classifier is None else _attributes(classifier, class_names, z_channels, statistics)
     return Model(
         family="diffae",
@@ -105,6 +100,14 @@ def load_model(
         licence=settings.licence or "",
         warnings=warnings,
     )
+
+
+def _parts(unet: GuidedUNet, encoder: Encoder, size: int) -> tuple[dict[str, Part], dict[str, Any], int]:
+    """The autoencoder's components, what the provenance says of them, and the length of z_sem."""
+    z_channels = unet.config.z_channels
+    parts = unet_parts(unet, size, z_channels)
+    parts["encoder"] = Part(InFloat32(encoder), {"x": ("float32", ("N", 3, size, size))}, {"z_sem": "float32"})
+    return parts, {"unet": asdict(unet.config), "encoder": asdict(encoder.config)}, z_channels
 
 
 def _schedules(settings: Settings, sampling: bool) -> contract.Schedules:
@@ -207,10 +210,14 @@ def _latent_net(path: Path, ema: StateDict, settings: Settings, z_channels: int)
     return net
 
 
-def _statistics(path: Path, found: Any, z_channels: int) -> dict[str, NDArray[np.float32]] | None:
+def _statistics(
+    path: Path, found: Any, z_channels: int, required: bool = False
+) -> dict[str, NDArray[np.float32]] | None:
     """Mean and std of z_sem over the training set, where the file has them."""
     state = tensors(found, path, "conds_")
     if not {"mean", "std"} <= state.keys():
+        if required:
+            raise CheckpointError(f"{path}: conds_mean and conds_std: missing, and the latent DDIM needs them")
         return None
     for name in ("mean", "std"):
         if state[name].numel() != z_channels:

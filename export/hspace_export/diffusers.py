@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from . import architecture, asyrp
-from .checkpoint import StateDict, check_tensors, load, looks_like, read_json, shown, source, tensors
+from .checkpoint import StateDict, check_tensors, load, looks_like, read_json, source, tensors, unknown
 from .exporter import Model, Settings, few_steps
 from .graph import unet_parts
 from .models.diffusers import DiffusersUNet, Prediction
@@ -100,7 +100,6 @@ class _SchedulerConfig(Struct, frozen=True, kw_only=True):
     set_alpha_to_one: Literal[True] = True
     use_flow_sigmas: Literal[False] = False
     predict_epsilon: Literal[True] = True  # before prediction_type was there
-    snr_shift_scale: None = None
 
 
 # what the constructors take besides: dropout acts in training alone; the rest is of conditions, learned times and
@@ -131,7 +130,7 @@ def load_model(folder: Path, *, attributes: Mapping[str, Path], settings: Settin
     Presets: "asyrp", "official" (diffusers' DDIM), where the variance is not learned "ddpm", and `few_steps`.
     """
     config_path, scheduler_path, weights = _files(folder)
-    config, unknown = _unet_config(config_path)
+    config, told = _unet_config(config_path)
     schedule, more = _scheduler_config(scheduler_path)
     learned = schedule.variance_type in ("learned", "learned_range")
     if config.out_channels == 6 and not learned:
@@ -158,7 +157,7 @@ def load_model(folder: Path, *, attributes: Mapping[str, Path], settings: Settin
         sources={role: source(path) for role, path in roles.items()},
         attributes=blocks,
         licence=settings.licence or "",
-        warnings=unknown + more,
+        warnings=told + more,
     )
 
 
@@ -203,10 +202,9 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def _unknown(path: Path, found: dict[str, Any], kind: type[Any], without_effect: set[str]) -> list[str]:
-    """A warning of the keys that nobody here knows; those with _ before them are the library's own notes."""
-    known = {*kind.__struct_fields__, *without_effect}
-    unknown = [shown(k)[1:-1] for k in found if k not in known and not k.startswith("_")]
-    return [f"{path}: {', '.join(unknown)[:500]}: not known, so not followed"] if unknown else []
+    """A warning of unknown keys; those with _ before them are the library's own notes."""
+    known = without_effect.union(kind.__struct_fields__)
+    return unknown(str(path), (k for k in found if not k.startswith("_") and k not in known))
 
 
 def _read(path: Path, found: dict[str, Any], kind: type[Any]) -> Any:
@@ -238,7 +236,7 @@ def _choices(kind: Any) -> list[Any]:
 
 
 def _unet_config(path: Path) -> tuple[_UNetConfig, list[str]]:
-    """What config.json says, and warnings."""
+    """config.json, and warnings."""
     found = _object(path)
     if found.get("_class_name") != _UNET:
         raise CheckpointError(f"{path}: _class_name: found {_shown(found.get('_class_name'))}, expected {_UNET}")

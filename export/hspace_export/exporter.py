@@ -66,14 +66,19 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 def settings_of(values: Mapping[str, Any], where: str) -> Settings:
     """Settings from plain values, each checked; None says nothing."""
+    said = {k: v for k, v in values.items() if v is not None}
+    for field_ in msgspec.structs.fields(Settings):
+        if field_.name in said:
+            try:
+                msgspec.json.encode(msgspec.convert(said[field_.name], field_.type))  # a text may be none in Unicode
+            except (msgspec.ValidationError, UnicodeEncodeError, OverflowError) as e:
+                wanted = str(e) if isinstance(e, msgspec.ValidationError) else "Expected plain text or a number"
+                found = shown(said[field_.name])
+                raise ArgumentError(f"{where}: {field_.name}: found {found}, e{wanted[1:]}") from None
     try:
-        found = msgspec.convert({k: v for k, v in values.items() if v is not None}, Settings)
-        msgspec.json.encode(found)  # a text may be none in Unicode
-        return found
+        return msgspec.convert(said, Settings)
     except msgspec.ValidationError as e:
         raise ArgumentError(f"{where}: {e}") from None
-    except UnicodeEncodeError:
-        raise ArgumentError(f"{where}: found text that is not Unicode") from None
 
 
 def read_config(path: Path) -> Settings:

@@ -53,6 +53,16 @@ class Fitted:
     n_train: int | None = None
     chance_auc: float | None = None
 
+    @property
+    def doubt(self) -> str | None:
+        """Why it may be worth nothing, where its held-out AUC is one that chance gives."""
+        if self.chance_auc is None or self.report["auc"] > self.chance_auc:
+            return None
+        return (
+            f"AUC {self.report['auc']} on {self.report['held_out']} held-out images is no better than chance, "
+            f"which reaches {self.chance_auc:.2f} one time in twenty"
+        )
+
     def data(self) -> bytes:
         """The attribute's safetensors file; one text of notes, as the format keeps no order among several."""
         notes = "; ".join(f"{k.replace('_', ' ')} {v}" for k, v in self.report.items())

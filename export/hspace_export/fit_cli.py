@@ -31,7 +31,7 @@ from . import calibrate as indicators
 from . import fit as fitting
 from .labels import read_labels
 
-_FILE = click.Path(path_type=Path)
+_FILE = common.FILE
 _MOST_SEED = 2**32 - 1  # that scikit-learn takes
 running = common.stack(
     common.engine,
@@ -363,7 +363,7 @@ def _add(
     allow_chance: bool = False,
 ) -> None:
     """Adds what was made to the bundle, and says what it is worth. absent: how many rows of labels have no image."""
-    doubts = {name: doubt for name, made in found.items() if (doubt := _doubt(made)) is not None}
+    doubts = {name: made.doubt for name, made in found.items() if made.doubt is not None}
     refused = {} if allow_chance else {name: d for name, d in doubts.items() if found[name].report["auc"] <= 0.5}
     for name, made in found.items():
         if name not in refused:
@@ -375,35 +375,17 @@ def _add(
     if absent:
         text += f"\nleft out {absent} rows of the labels, whose files are not in the folder of images"
     if len(refused) < len(found):
-        text += f"\nadded to {editor.bundle.folder} in {seconds:.1f} s"
-        text += f", but for {', '.join(refused)}" if refused else ""
-    for name in doubts.keys() - refused:
+        text += f"\nadded {'the others ' if refused else ''}to {editor.bundle.folder} in {seconds:.1f} s"
+    for name in (n for n in doubts if n not in refused):
         click.echo(f"hspace: warning: {printable(name)}: {doubts[name]}", err=True)
-    said = {
-        name: {
-            "kind": made.kind,
-            **made.report,
-            **more,
-            **({"warning": doubts[name]} if name in doubts else {}),
-            **({"added": False} if name in refused else {}),
-        }
-        for name, made in found.items()
-    }
+    said = {name: {"kind": made.kind, **made.report, **more} for name, made in found.items()}
+    for name, doubt in doubts.items():
+        said[name] |= {"warning": doubt, "added": name not in refused}
     common.emit(as_json, said, text)
     if refused:
         raise ArgumentError(
             "not added: " + "; ".join(f"{name}: {d}" for name, d in refused.items()) + " (--allow-chance adds it)"
         )
-
-
-def _doubt(made: fitting.Fitted) -> str | None:
-    """Why an attribute may be worth nothing, where its held-out AUC is one that chance gives."""
-    if made.chance_auc is None or (auc := made.report["auc"]) > made.chance_auc:
-        return None
-    return (
-        f"AUC {auc} on {made.report['held_out']} held-out images is no better than chance, "
-        f"which reaches {made.chance_auc:.2f} one time in twenty"
-    )
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 import torch
+from hspace.engines import cache
 from hspace.manifest import Tensor as TensorSpec
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -140,6 +142,9 @@ def trace(part: Part, precision: Precision) -> onnx.ModelProto:
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)  # it warns of optional packages that no graph here needs
+    folder = cache.made("torch")  # else PyTorch makes one in the temporary folder
+    if folder is not None:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -8,7 +8,7 @@ what the weights show, or known to change no number; any other is told to the us
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from hspace.checks import raise_faults
 from hspace.errors import CheckpointError
 
 from . import architecture
-from .checkpoint import shown
+from .checkpoint import shown, unknown
 from .exporter import Settings, settings_of
 from .models.diffae import EncoderConfig, LatentConfig
 from .models.guided import GuidedConfig
@@ -217,14 +217,15 @@ def read(found: Any, path: Path, part: Part, given: Settings) -> tuple[Settings,
             wanted = " or ".join(map(repr, EXPECTED[part][key])) or "None"
             faults.append(f"{key}: found {shown(each[0])}, expected {wanted}")
     raise_faults(CheckpointError, f"{path}: hyper_parameters", faults)
-    settings = {field: values.get(key, inner.get(key)) for key, field in followed.items()}
-    order = settings.get("attention_order")
-    if isinstance(order, bool):
-        settings["attention_order"] = "new" if order else "legacy"
+    settings = Settings()
+    for key, field in followed.items():
+        value = values.get(key, inner.get(key))
+        if field == "attention_order" and isinstance(value, bool):
+            value = "new" if value else "legacy"
+        settings = settings_of({field: value}, f"{path}: hyper_parameters: {key}").over(settings)
     known = {k for t in (FOLLOWED, EXPECTED) for p in t.values() for k in p} | {k for p in SHOWN.values() for k in p}
-    unknown = [shown(k)[1:-1] for k in {**values, **inner} if k not in known | WITHOUT_EFFECT]
-    warnings = [f"{path}: hyper_parameters: {', '.join(unknown)[:500]}: not known, so not followed"] if unknown else []
-    return settings_of(settings, f"{path}: hyper_parameters"), warnings
+    strange = (k for k in {**values, **inner} if k not in known | WITHOUT_EFFECT)
+    return settings, unknown(f"{path}: hyper_parameters", strange)
 
 
 def check_shown(found: Any, path: Path, configs: tuple[GuidedConfig, EncoderConfig] | LatentConfig, size: int) -> None:
@@ -261,9 +262,8 @@ def _shown_by(
         }
         for key, config in (("net_attn", unet), ("net_enc_attn", encoder)):
             resolutions = said.get(key)
-            given: Sequence[Any] = resolutions[:100] if isinstance(resolutions, (list, tuple)) else [None]
-            whole = all(type(r) is int for r in given)
-            levels = architecture.attention_levels(size, given if whole else (), len(config.channel_mult))
+            whole = isinstance(resolutions, (list, tuple)) and all(type(r) is int for r in resolutions)
+            levels = architecture.attention_levels(size, resolutions or () if whole else (), len(config.channel_mult))
             if key in said and (not whole or levels != config.attention_levels):
                 yield key, resolutions, [size >> level for level in config.attention_levels]
     yield from ((key, said[key], shows) for key, shows in pairs.items() if key in said)

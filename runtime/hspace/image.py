@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .checks import MOST_IMAGES, check_whole
 from .errors import ArgumentError, HspaceError, ImageError, OutputError
-from .files import check_file, read_file, write_atomically
+from .files import check_file, write_atomically
 from .sniff import found_in
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _EXPECTED = "an image, a path, an array or a sequence of at least one"
 MAX_PIXELS = 2**26  # 64 Mpx, checked against the header before anything is decoded
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 WRITABLE = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
-MOST_BYTES = 2**29  # of a file, read whole: 64 Mpx at 8 bytes each
+MOST_BYTES = 2**29  # of a file that is read whole, as one without a path is: 64 Mpx at 8 bytes each
 MOST_RECORD = 2**15 - 256  # characters; UTF-16 in JPEG's 64 KiB for EXIF
 _TURNS = {  # EXIF's Orientation → a member of PIL.Image.Transpose
     **{2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE"},
@@ -148,16 +148,19 @@ def _from_encoded(image: Any, name: str, size: int, resize: bool) -> NDArray[np.
 
 def _contents(image: Any, name: str) -> bytes:
     """A file's bytes: given as such, or read to its end, where it is open."""
-    if not isinstance(image, (bytes, bytearray, memoryview)):
+    given = isinstance(image, (bytes, bytearray, memoryview))
+    data, part = bytes(image) if given else b"", None
+    while not given and part != b"" and len(data) <= MOST_BYTES:  # a pipe gives it in parts
         try:
-            image = image.read(MOST_BYTES + 1)
-        except OSError as e:
-            raise ImageError(f"{name}: cannot be read: {e.strerror or e}") from None
-        if not isinstance(image, bytes):
-            raise ArgumentError(f"{name}: found a file of {type(image).__name__}, expected one of bytes (mode 'rb')")
-    if len(image) > MOST_BYTES:
+            part = image.read(MOST_BYTES + 1 - len(data))
+        except (OSError, ValueError) as e:  # a ValueError is of a file that is closed
+            raise ImageError(f"{name}: cannot be read: {getattr(e, 'strerror', None) or e}") from None
+        if not isinstance(part, bytes):
+            raise ArgumentError(f"{name}: found a file of {type(part).__name__}, expected one of bytes (mode 'rb')")
+        data += part
+    if len(data) > MOST_BYTES:
         raise ImageError(f"{name}: found more than {MOST_BYTES} bytes, expected at most that")
-    return bytes(image)
+    return data
 
 
 @contextmanager
@@ -373,14 +376,15 @@ def read_record(path: str | Path) -> str | None:
     """
     import PIL.Image
 
-    data = read_file(path, ImageError, MOST_BYTES)
-    try:
-        with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            found: Any = image.info.get("comment" if image.format == "GIF" else _RECORD)
-            if image.format in ("JPEG", "WEBP", "MPO"):
-                found = image.getexif().get_ifd(_EXIF).get(_USER_COMMENT, b"")
-                found = next((found[8:].decode(e) for code, e in _COMMENTS if found.startswith(code)), None)
-            text = found.decode() if isinstance(found, bytes) else found
-    except Exception:  # of whatever a decoder finds in a file that is not ours
-        return None
+    check_file(path, ImageError)
+    with _as_image_error(str(path), None), open(path, "rb") as file:
+        try:
+            with PIL.Image.open(file, formats=FORMATS) as image:
+                found: Any = image.info.get("comment" if image.format == "GIF" else _RECORD)
+                if image.format in ("JPEG", "WEBP", "MPO"):
+                    found = image.getexif().get_ifd(_EXIF).get(_USER_COMMENT, b"")
+                    found = next((found[8:].decode(e) for code, e in _COMMENTS if found.startswith(code)), None)
+                text = found.decode() if isinstance(found, bytes) else found
+        except Exception:  # of whatever a decoder finds in a file that is not ours
+            return None
     return str(text) if isinstance(text, str) and len(text) <= MOST_RECORD else None

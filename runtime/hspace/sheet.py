@@ -120,7 +120,7 @@ def save_animation(
     options = record_options(record, kind)
     made = [Image.fromarray(frame) for frame in frames]
     if kind == "GIF":  # of the ways to 256 colours, the one whose worst pixel is nearest: 13 grey levels, not 100
-        made = [image.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1) for image in made]
+        made = [image.quantize(256, Image.Quantize.MAXCOVERAGE) for image in made]
     first, *rest = made
     each = max(20, 10 * round(100 * seconds / len(frames)))  # ms, in GIF's tens; browsers slow what is faster
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import hspace
@@ -10,7 +11,7 @@ import PIL.Image
 import pytest
 from hspace import Latent
 from hspace.cli.pictures import Range, _distinct
-from hspace.image import to_uint8
+from hspace.image import encode_image, to_uint8
 from hspace.recorders import Timeline
 from hspace.sheet import Sheet, grid
 
@@ -32,6 +33,19 @@ def shows(path: Path, frames: list[np.ndarray]) -> None:
             assert abs(animation.info["duration"] - max(20, 2500 / len(frames))) <= 5
             found = np.asarray(animation.convert("RGB"))
             assert np.abs(found.astype(int) - frame).max() <= most
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.bmp", "x.jpg", "x.jpeg", "x.webp", "x.PNG"])
+def test_single_images_in_every_format(
+    name: str, cli: Cli, on: list[object], photos: Path, tmp_path: Path, null_diffae: hspace.Editor
+) -> None:
+    """What `edit` and `sample` write decodes to what the editor gives, as the format keeps it."""
+    cli("edit", photos / "a.png", *on, "--set", "smile=1", "-o", tmp_path / name).check()
+    cli("sample", 2, *on, "-o", tmp_path / f"sheet-{name}").check()
+    edited, sampled = null_diffae.edit(photos / "a.png", {"smile": 1.0})[0], null_diffae.sample(2)
+    for file, expected in ((name, edited), (f"sheet-{name}", grid("seed 0", 2, 8).draw(sampled))):
+        with PIL.Image.open(io.BytesIO(encode_image(expected, Path(name).suffix))) as image:
+            np.testing.assert_array_equal(pixels(tmp_path / file), np.asarray(image))
 
 
 # --- sweep --------------------------------------------------------------------------------------------

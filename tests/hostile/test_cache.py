@@ -49,8 +49,9 @@ def test_what_is_written_is_read(folder: Path) -> None:
     assert entry.read() is None and mapped(entry) is None
     entry.write(CONTENT)
     assert entry.read() == mapped(entry) == CONTENT
-    entry.write(memoryview(b"new"))
-    assert entry.read() == mapped(entry) == b"new"
+    for other in (b"new", b""):
+        entry.write(memoryview(other))
+        assert entry.read() == mapped(entry) == other
     assert cache.Entry("kind", cache.key("two")).read() is None
     assert os.listdir(folder / "kind") == [f"{KEY}.bin"]
 
@@ -110,12 +111,12 @@ def put(path: Path, what: str) -> None:
         path.touch()
         os.truncate(path, 2**40)
     else:
-        damaged = {"empty": b"", "short": b"x", "digest alone": hashlib.sha256().digest(), "cut": sound[:-1]}
+        damaged = {"empty": b"", "short": b"x", "cut": sound[:-1]}
         damaged |= {"longer": sound + b"x", "altered": b"y" + sound[1:], "another digest": sound[:-1] + b"x"}
         path.write_bytes(damaged[what])
 
 
-@pytest.mark.parametrize("what", ["link", "pipe", "folder", "device", "huge", "empty", "short", "digest alone"])
+@pytest.mark.parametrize("what", ["link", "pipe", "folder", "device", "huge", "empty", "short"])
 def test_an_entry_that_is_no_plain_file(folder: Path, what: str) -> None:
     entry = cache.Entry("kind", KEY)
     entry.write(CONTENT)
@@ -288,7 +289,7 @@ def test_a_warm_cache_serves_no_other_signature(folder: Path, tmp_path: Path, en
     """The graphs are the same, and cached; a manifest that says something else of them is refused as on a cold one."""
     pytest.importorskip("onnxruntime" if engine == "onnx" else engine)
     bundle = Path(shutil.copytree(AVATARS, tmp_path / "bundle"))
-    hspace.open(bundle, engine=engine)
+    hspace.open(bundle, engine=engine, precision="fp32")
 
     def widen(manifest: dict) -> None:
         for name, kind in (("trunk", "outputs"), ("head", "inputs")):
@@ -298,7 +299,7 @@ def test_a_warm_cache_serves_no_other_signature(folder: Path, tmp_path: Path, en
     alter(bundle, widen)
     for _ in range(2):
         with refused(BundleError, "trunk.onnx: outputs: found", "expected what the manifest says"):
-            hspace.open(bundle, engine=engine)
+            hspace.open(bundle, engine=engine, precision="fp32")
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -306,10 +307,10 @@ def test_a_warm_cache_serves_no_other_signature(folder: Path, tmp_path: Path, en
 def test_garbage_with_a_valid_digest(folder: Path, engine: str, garbage: bytes) -> None:
     pytest.importorskip("onnxruntime" if engine == "onnx" else engine)
     x = np.zeros((1, 3, 32, 32), np.float32)
-    expected = hspace.open(AVATARS, engine=engine).engine.run("encoder", {"x": x})[0]
+    expected = hspace.open(AVATARS, engine=engine, precision="fp32").engine.run("encoder", {"x": x})[0]
     for path in folder.glob("*/*.bin"):
         path.write_bytes(garbage + hashlib.sha256(garbage).digest())
-    found = hspace.open(AVATARS, engine=engine).engine.run("encoder", {"x": x})[0]
+    found = hspace.open(AVATARS, engine=engine, precision="fp32").engine.run("encoder", {"x": x})[0]
     assert np.array_equal(found, expected)
 
 
@@ -319,7 +320,7 @@ def test_a_blob_cut_short_while_it_is_used(folder: Path) -> None:
 import os, pathlib, hspace
 image = {str(BUNDLES / "images/avatar016.png")!r}
 for _ in range(2):  # compiled, then read
-    editor = hspace.open({str(AVATARS)!r}, engine="openvino")
+    editor = hspace.open({str(AVATARS)!r}, engine="openvino", precision="fp32")
 before = editor.edit(image, {{"Dark_Skin": 0.5}}, steps=2)
 for path in pathlib.Path({str(folder)!r}).glob("openvino/*"):
     os.truncate(path, 100)

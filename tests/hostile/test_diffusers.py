@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ torch = pytest.importorskip("torch", reason="exports need the extra `export`")
 pytest.importorskip("diffusers", reason="these exports need the extra `diffusers`")
 
 import click  # noqa: E402
+import diffusers  # noqa: E402
 import hspace_export  # noqa: E402
 from click.testing import CliRunner  # noqa: E402
 from diffusers import DDIMScheduler, DDPMScheduler, PNDMScheduler, UNet2DModel  # noqa: E402
@@ -318,3 +320,79 @@ def test_refusals_come_before_the_output(folder: Path, tmp_path: Path) -> None:
         cli.export, ["diffusers", str(folder), "-o", str(tmp_path / "out")], standalone_mode=False
     )
     assert isinstance(result.exception, HspaceError) and not (tmp_path / "out").exists()
+
+
+# --- numbers and tensors that are odd -----------------------------------------------------------------
+
+ODD_UNETS: dict[str, tuple[Json, str]] = {
+    "frequencies": ({"freq_shift": -(10**30)}, "freq_shift: found -10000"),
+    "many frequencies": ({"freq_shift": 10**400}, "freq_shift: found 10000"),
+    "eps": ({"norm_eps": float("inf")}, "norm_eps: found Infinity, expected"),
+    "eps of nothing": ({"norm_eps": float("nan")}, "norm_eps: found NaN, expected"),
+    "scale": ({"mid_block_scale_factor": float("inf")}, "mid_block_scale_factor: found Infinity, expected"),
+    "a small scale": ({"mid_block_scale_factor": 0}, "mid_block_scale_factor: found 0, expected"),
+    "size": ({"sample_size": 10**30}, "image size: found 10000"),
+    "sizes": ({"sample_size": [8] * 10**5}, "sample_size: found [8, 8, 8"),
+    "channels": ({"block_out_channels": [10**30, 32]}, "block_out_channels: found [1000"),
+    "embedding": ({"time_embedding_dim": 10**30}, "time_embedding_dim: found 1000"),
+}
+ODD_SCHEDULERS: dict[str, tuple[Json, str]] = {
+    "timesteps": ({"num_train_timesteps": 10**30}, "num_train_timesteps: found 1000"),
+    "β": ({"beta_end": float("inf")}, "beta_end: found Infinity, expected"),
+    "β of nothing": ({"trained_betas": [float("nan")] * 1000}, "β: alphas_cumprod: expected finite values"),
+    "a huge β": ({"trained_betas": [10**300] * 1000}, "β: alphas_cumprod: expected finite values"),
+    "range": ({"clip_sample_range": float("nan")}, "clip_sample_range: found NaN, expected"),
+    "ε of old": ({"predict_epsilon": False}, "predict_epsilon: found false, expected true"),
+    "flow": ({"use_flow_sigmas": True}, "use_flow_sigmas: found true, expected false"),
+}
+
+
+@pytest.mark.parametrize("name", [*ODD_UNETS, *ODD_SCHEDULERS])
+def test_odd_numbers(folder: Path, name: str) -> None:
+    which = CONFIG if name in ODD_UNETS else SCHEDULER
+    change, fragment = {**ODD_SCHEDULERS, **ODD_UNETS}[name]
+    alter(folder / which, change)
+    with refused(CheckpointError, f"{folder / which}: ", fragment, unchanged=folder):
+        load(folder)
+
+
+@pytest.mark.parametrize("which", [CONFIG, SCHEDULER])
+def test_half_a_character(folder: Path, which: str) -> None:
+    text = (folder / which).read_text()
+    (folder / which).write_text(text.replace("{", '{"_name_or_path": "\\ud800",', 1))
+    with refused(CheckpointError, f"{folder / which}: expected an object in JSON, in Unicode"):
+        load(folder)
+
+
+def test_keys_that_nobody_knows_are_told(folder: Path) -> None:
+    alter(folder / CONFIG, {"dropout": 0.1, "mystery": 1, "_note": 2})
+    alter(folder / SCHEDULER, {"sample_max_value": 3.0, "steps_of_its_own": 4})
+    says = [f"{folder / CONFIG}: mystery: not known, so not followed"]
+    assert load(folder).warnings == [*says, f"{folder / SCHEDULER}: steps_of_its_own: not known, so not followed"]
+
+
+def test_every_argument_of_the_library_is_known() -> None:
+    """Each is a field, refused by name, or listed as without effect; a release that adds one fails here."""
+    known = {*hook._UNetConfig.__struct_fields__, *hook._UNET_WITHOUT_EFFECT}
+    assert set(inspect.signature(UNet2DModel.__init__).parameters) - {"self"} <= known
+    known = {*hook._SchedulerConfig.__struct_fields__, *hook._OWN_STEPS.split()}
+    for name in hook._CLASSES:
+        arguments = set(inspect.signature(getattr(diffusers, name).__init__).parameters)
+        assert arguments - {"self", "kwargs"} <= known, name
+
+
+@pytest.mark.parametrize("dtype", ["int64", "bool", "float8_e4m3fn", "complex64"])
+def test_safetensors_of_other_types(folder: Path, dtype: str) -> None:
+    state = load_file(folder / SAFE)
+    state["conv_in.bias"] = state["conv_in.bias"].to(getattr(torch, dtype))
+    save_file(state, folder / SAFE)
+    with refused(
+        CheckpointError, f"{folder / SAFE}: conv_in.bias: found values of the type {dtype}, expected floating"
+    ):
+        load(folder)
+
+
+def test_bin_with_a_repeated_value(folder: Path) -> None:
+    path = as_bin(folder, {**load_file(folder / SAFE), "conv_in.weight": torch.zeros(1).expand(60_000, 60_000)})
+    with refused(CheckpointError, f"{path}: conv_in.weight: found [60000, 60000] with the strides [0, 0], so that"):
+        load(folder)

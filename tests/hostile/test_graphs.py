@@ -200,7 +200,7 @@ def test_a_node_of_another_type(own: Path, engine: str, old: str, new: str) -> N
     """Refused by the scan, or by the engine in its own process; `verify` says the same."""
     file = change(own, "head", retype(old, new))
     with refused(BundleError, f"{own / file}: "):
-        hspace.open(own, engine=engine)
+        hspace.open(own, engine=engine, precision="fp32")
     found = CliRunner().invoke(command, ["verify", str(own), "--engine", engine])
     assert isinstance(found.exception, BundleError) and f"{own / file}: " in str(found.exception)
 
@@ -223,7 +223,7 @@ def test_a_head_that_gives_nothing(own: Path, engine: str, value: float, says: s
     file = change(own, "head", fill(value))
     for _ in range(2):  # it is not remembered as sound
         with refused(BundleError, f"{own / file}: eps: gives", says):
-            hspace.open(own, engine=engine)
+            hspace.open(own, engine=engine, precision="fp32")
 
 
 def test_onnx_checker_sees_what_engines_let_pass(own: Path) -> None:

@@ -47,7 +47,7 @@ def test_an_exact_encode_that_something_else_decodes(null_editor: hspace.Editor,
     latent = null_editor.encode(x, preset=exact)
     assert told(lambda: null_editor.decode(latent, preset=exact)) == []
     (message,) = told(lambda: null_editor.decode(latent))
-    assert f"encoded by preset {exact}, sampler bdia over {steps} timesteps" in message
+    assert f"encoded by preset {exact}, bdia over {steps} timesteps" in message
     assert f"{plan.sampler} over {plan.decode_steps} timesteps" in message
     assert len(told(lambda: null_editor.decode(latent, preset=exact, steps=steps - 1))) == 1
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from ..engines import privacy
 
+_matplotlib = privacy.matplotlib()
 _PARTS = {  # of a plain step, of an asymmetric one
     "step": ("trunk", "head", "update"),
     "asymmetric step": ("trunk", "head ×2", "inject", "update"),
@@ -23,7 +23,7 @@ def plot(found: dict[str, Any]) -> bytes:
     counted = {name: entry for name, entry in engines.items() if entry.get("gflops")}
     panels = [_steps, *([_against_peak] if counted else []), *([_batches] if len(found["batches"]) > 1 else [])]
     tall = 3.2 + 0.7 * len(engines)
-    figure = Figure(figsize=(5.6 * len(panels) + 0.6, tall), layout="constrained")
+    figure = _matplotlib.figure.Figure(figsize=(5.6 * len(panels) + 0.6, tall), layout="constrained")
     for draw, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
         draw(axes, found)
         axes.spines[["top", "right"]].set_visible(False)
@@ -60,7 +60,7 @@ def _steps(axes: Any, found: dict[str, Any]) -> None:
     axes.set_xlim(0, most * 1.12)
     axes.set(title="A step and its parts", xlabel="milliseconds, median")
     handles: list[Any] = [
-        Patch(color=_COLOURS[p], label={"head": "head (×1, ×2)"}.get(p, p))
+        _matplotlib.patches.Patch(color=_COLOURS[p], label={"head": "head (×1, ×2)"}.get(p, p))
         for p in ("trunk", "head", "inject", "update")
     ]
     handles.append(axes.plot([], [], color="black", linewidth=1.6, label="measured whole")[0])

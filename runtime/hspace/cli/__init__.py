@@ -7,6 +7,7 @@ import importlib
 import io
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Mapping
@@ -103,7 +104,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal may not know ε
     try:
-        hspace.main(standalone_mode=False)
+        hspace.main(prog_name="hspace", standalone_mode=False)
         if sys.stdout is not None:
             sys.stdout.flush()
     except SystemExit:
@@ -153,8 +154,12 @@ def _close_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+_LONG = re.compile(r"\S{300,}")  # of arguments and files, which a message repeats
+
+
 def _fail(message: str, code: int) -> None:
-    click.echo(f"hspace: error: {printable(message)}", err=True)
+    shown = _LONG.sub(lambda word: f"{word[0][:100]}…{word[0][-100:]}", message)
+    click.echo(f"hspace: error: {printable(shown)}", err=True)
     sys.exit(code)
 
 

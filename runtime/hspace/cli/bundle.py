@@ -130,7 +130,7 @@ def verify(bundle: str, engine: str, device: str, as_json: bool) -> None:
     "-b",
     "--bundle",
     envvar="HSPACE_BUNDLE",
-    help="Say which engine `auto` is for this bundle, and why. [env: HSPACE_BUNDLE]",
+    help="Say which engine `auto` is for this bundle, and why; instead of BUNDLE. [env: HSPACE_BUNDLE]",
 )
 @common.as_json
 def doctor(bundle: str | None, as_json: bool) -> None:

@@ -7,7 +7,7 @@ import glob
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -64,14 +64,15 @@ class Strength(ParamType[tuple[str, float]]):
 
 
 class File(ParamType[Path]):
-    """A path. What is empty would be the folder that one is in."""
+    """A path that the system can have. What is empty would be the folder that one is in."""
 
     name = "PATH"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        if not str(value):
-            self.fail("found an empty name, expected a file's or a folder's", param, ctx)
-        return Path(value)
+        with suppress(UnicodeEncodeError):
+            if value and b"\0" not in os.fsencode(value):
+                return Path(value)
+        self.fail(f"found {str(value)!r}, expected the name of a file or a folder", param, ctx)
 
 
 FILE = File()
@@ -130,7 +131,28 @@ bundle_first = click.argument(_FIRST, metavar="[BUNDLE]", required=False, expose
 bundle_option = click.option(
     "-b", "--bundle", required=True, envvar="HSPACE_BUNDLE", help="The bundle's folder. [env: HSPACE_BUNDLE]"
 )
-either = stack(bundle_first, bundle_option)  # for a BundleCommand
+
+
+class _Either(click.Option):
+    """The bundle's option of a BundleCommand: required, and not by that name."""
+
+    def get_help_extra(self, ctx: click.Context) -> Any:
+        extra = super().get_help_extra(ctx)
+        extra.pop("required", None)
+        return extra
+
+
+either = stack(
+    bundle_first,
+    click.option(
+        "-b",
+        "--bundle",
+        cls=_Either,
+        required=True,
+        envvar="HSPACE_BUNDLE",
+        help="The bundle's folder, instead of BUNDLE. [env: HSPACE_BUNDLE]",
+    ),
+)
 device_option = click.option("--device", default="cpu", show_default=True, help="cpu, or a GPU: cuda:0 and so on.")
 resources = stack(
     click.option("--threads", type=int, help="How many threads the engine may use. [default: all cores]"),
@@ -167,21 +189,26 @@ seeding = click.option("--seed", type=int, default=0, show_default=True, help="O
 editing = stack(strength_option, phases, seeding)
 writing = stack(
     click.option("-o", "--output", required=True, type=FILE, help="A file, or a folder; - is stdout."),
-    click.option("--force", is_flag=True, help="Replace outputs that exist."),
+    click.option("--force", is_flag=True, help="Replace all outputs that exist."),
 )
 picture = stack(
     click.option(
-        "--format", "kind", type=click.Choice(["png", "jpg", "webp", "bmp"]), help="Of outputs that no name says it of."
+        "--format",
+        "kind",
+        type=click.Choice(["png", "jpg", "webp", "bmp"]),
+        help="Of images in a folder or on stdout. [default: png]",
     ),
     click.option("--quality", type=int, help="1 to 100, of JPEG and WebP. [default: 95]"),
 )
-updating = click.option("--update", is_flag=True, help="Make outputs anew that exist and would differ.")
-recursing = click.option("--recursive", is_flag=True, help="Folders with those in them, which the output mirrors.")
+updating = click.option("--update", is_flag=True, help="Replace outputs that exist where they would differ.")
+recursing = click.option(
+    "--recursive", is_flag=True, help="Look into subfolders as well; a folder of outputs mirrors them."
+)
 naming = stack(
     recursing,
     click.option(
         "--name", "template", default="{stem}.{ext}", show_default=True,
-        help="Of a folder's files: {stem} and {index} of the input ({index:04d}: four digits), {ext} of the output.",
+        help="How a folder's outputs are called: {stem} and {index} are the input's ({index:04d} with four digits).",
     ),
 )  # fmt: skip
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
@@ -281,18 +308,14 @@ def load_pictures(path: Path, data: bytes, editor: Editor, resize: bool) -> NDAr
 @contextmanager
 def _without_stderr() -> Iterator[None]:
     """Nothing of what C libraries write to stderr arrives there. The whole process's: not for a library."""
-    try:
-        kept = os.dup(2)
-    except OSError:  # closed already
+    with ExitStack() as stack:
+        with suppress(OSError):  # stderr is closed already, or no descriptor is left, which opening the image says
+            kept = os.dup(2)
+            stack.callback(os.close, kept)
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+            stack.callback(os.dup2, kept, 2)
         yield
-        return
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 def load_latent(path: Path, data: bytes, editor: Editor) -> Latent:

@@ -36,7 +36,7 @@ class Range(common.ParamType[tuple[str, list[float]]]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, list[float]]:
         name, _, text = str(value).rpartition("=")
-        with suppress(ValueError):
+        with suppress(ValueError), np.errstate(over="ignore", invalid="ignore"):  # what overflows, the edit refuses
             low, high, count = text.split(":")
             if name and 1 <= int(count) <= 100 and np.isfinite([float(low), float(high)]).all():
                 return name, np.linspace(float(low), float(high), int(count)).round(12).tolist()

@@ -80,6 +80,18 @@ def key(*of: object) -> str:
     return hashlib.sha256("|".join(map(str, of)).encode(errors="surrogateescape")).hexdigest()
 
 
+def made(kind: str) -> Path | None:
+    """A folder in the cache, made where it is missing; None where the cache cannot be used."""
+    top = folder()
+    if top is not None:
+        try:
+            _make(top / kind)
+        except (OSError, ValueError) as e:  # a ValueError is of a NUL in the name
+            _say(f"{top}: cannot be written: {getattr(e, 'strerror', e)}")
+            return None
+    return _where(kind)
+
+
 class Entry:
     """One cached file: its content, then its SHA-256. What is damaged, or cannot be read or written, is not there."""
 
@@ -110,7 +122,7 @@ class Entry:
         f, size = opened
         with f:
             try:
-                with tempfile.TemporaryFile(dir=self._where(), buffering=0) as copy:
+                with tempfile.TemporaryFile(dir=_where(self._kind), buffering=0) as copy:
                     if not _copy(f, copy, size):
                         return None
                     whole = mmap.mmap(copy.fileno(), size, access=mmap.ACCESS_COPY)
@@ -139,17 +151,14 @@ class Entry:
     @contextlib.contextmanager
     def scratch(self, size: int = 1) -> Iterator[Path | None]:
         """A new file beside the entry, for `size` bytes, removed in the end; None where there can be none."""
-        path, top = None, folder()
-        if top is not None and size <= limit():
+        path, where = None, made(self._kind) if size <= limit() else None
+        if where is not None:
+            new = where / f".{self._name}.{secrets.token_hex(6)}"
             try:
-                _make(top / self._kind)
-                where = self._where()
-                if where is not None:
-                    new = where / f".{self._name}.{secrets.token_hex(6)}"
-                    os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-                    path = new
-            except (OSError, ValueError) as e:  # a ValueError is of a NUL in the name
-                _say(f"{top}: cannot be written: {getattr(e, 'strerror', e)}")
+                os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+                path = new
+            except OSError as e:
+                _say(f"{where}: cannot be written: {e.strerror}")
         try:
             yield path
         finally:  # an interrupt leaves nothing behind either
@@ -159,7 +168,7 @@ class Entry:
 
     def _open(self) -> tuple[io.BufferedReader, int] | None:
         """The file, marked as used now, and its size in bytes; None for anything but a plain file of ours."""
-        path = self._where()
+        path = _where(self._kind)
         if path is None:
             return None
         # a link is refused, a pipe does not block
@@ -169,27 +178,26 @@ class Entry:
         except OSError:
             return None
         found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode) or not _is_ours(found) or not _DIGEST < found.st_size <= limit():
+        if not stat.S_ISREG(found.st_mode) or not _is_ours(found) or not _DIGEST <= found.st_size <= limit():
             os.close(fd)
             return None
         with contextlib.suppress(OSError, NotImplementedError, TypeError):  # a system may not, or not by number
             os.utime(fd)
         return open(fd, "rb"), found.st_size
 
-    def _where(self) -> Path | None:
-        """The entry's folder, if it is there and can be trusted."""
-        reason = why_not()
-        if reason is not None:
-            _say(reason)
+
+def _where(kind: str) -> Path | None:
+    """A folder in the cache, if it is there and can be trusted."""
+    top, reason = folder(), why_not()
+    if top is not None and reason is None:
+        try:
+            reason = _fault(top / kind)
+        except (OSError, ValueError):
             return None
-        top = folder()
-        assert top is not None
-        with contextlib.suppress(OSError, ValueError):
-            reason = _fault(top / self._kind)
-            if reason is None:
-                return top / self._kind
-            _say(reason)
-        return None
+    if reason is None and top is not None:
+        return top / kind
+    _say(str(reason))
+    return None
 
 
 def _copy(source: io.BufferedReader, target: IO[bytes], size: int) -> bool:
