@@ -45,7 +45,7 @@ class Schedule:
         """T, the number of timesteps that the model was trained with."""
         return int(self.alphas_cumprod.size)
 
-    @property
+    @cached_property
     def log_snr(self) -> NDArray[np.float64]:
         """float64 [T]: log(α/σ), falling; half of the logarithm of the signal-to-noise ratio."""
         return 0.5 * (np.log(self.alphas_cumprod) - np.log1p(-self.alphas_cumprod))
@@ -62,6 +62,11 @@ class Schedule:
         if noise[-1] > math.log(WHOLE_NOISE):
             stop = min(max(int(np.searchsorted(noise, math.log(MOST_NOISE), side="right")), first + 2), stop)
         return range(first, stop)
+
+    @cached_property
+    def within_span(self) -> Schedule:
+        """The part of the schedule over its span."""
+        return Schedule(self.alphas_cumprod[self.span.start : self.span.stop])
 
     @classmethod
     def from_betas(cls, betas: ArrayLike) -> Schedule:
@@ -175,6 +180,8 @@ def space_timesteps(spacing: str, steps: int, schedule: Schedule) -> Timesteps:
     if spacing not in _WITHIN_SPAN:
         return SPACINGS[spacing](int(steps), schedule)
     span = schedule.span
+    if steps <= len(span):
+        return span.start + SPACINGS[spacing](int(steps), schedule.within_span)
     first = max(0, min(span.start, span.stop - steps))
     stop = max(span.stop, first + steps)
     return first + SPACINGS[spacing](int(steps), Schedule(schedule.alphas_cumprod[first:stop]))
