@@ -146,6 +146,12 @@ class Editor:
             got = tensors.take({"mean": (d,), "std": (d,)}, divisors=["std"])
             self._z_statistics = got["mean"], got["std"]
 
+    def with_attributes(self, attributes: Mapping[str, Any]) -> Editor:
+        """This editor with other attributes, by name. It shares the networks, and is not pickled."""
+        other = object.__new__(Editor)
+        other.__dict__.update(self.__dict__, attributes=dict(attributes), _reopen=None)
+        return other
+
     def program(
         self,
         kind: ProgramKind,

@@ -55,7 +55,7 @@ CALLS: list[tuple[str, ...]] = [
         "--engine",
         "onnx",
         "--steps",
-        "1",
+        "2",
         "--repeat",
         "1",
         "--calls",

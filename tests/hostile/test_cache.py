@@ -303,7 +303,7 @@ def test_a_warm_cache_serves_no_other_signature(folder: Path, tmp_path: Path, en
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("garbage", [b"x", b"\0" * 5000, b"\x08\x09" * 4000, b"\xff" * 70000, b"CPU\0" * 999])
+@pytest.mark.parametrize("garbage", [b"x", b"\x08\x09" * 4000])
 def test_garbage_with_a_valid_digest(folder: Path, engine: str, garbage: bytes) -> None:
     pytest.importorskip("onnxruntime" if engine == "onnx" else engine)
     x = np.zeros((1, 3, 32, 32), np.float32)

@@ -312,6 +312,19 @@ def test_it_costs_once(answers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(asked) == 4
 
 
+def test_without_an_interpreter_it_is_said(
+    answers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in a program that holds one, and is none itself."""
+    monkeypatch.setenv("HSPACE_CACHE", str(tmp_path))
+    asked = answers(PermissionError(13, "Permission denied"), b"")
+    for _ in range(2):  # nothing is remembered as sound
+        probe.check("onnx", Bundle(AVATARS), None, "fp32")
+    assert (
+        len(asked) == 2 and "not tried in a process of their own" in caplog.text and "Permission denied" in caplog.text
+    )
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_nothing_in_the_current_folder_is_imported(
     engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

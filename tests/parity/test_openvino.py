@@ -123,6 +123,7 @@ def test_whole_edits(editors) -> None:
         assert psnr.min() >= 29 and psnr.mean() >= 37  # seen: 32.6 and 40.5
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_compiled_graphs_are_cached_and_damage_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, editors
 ) -> None:

@@ -83,7 +83,7 @@ def key(*of: object) -> str:
 def made(kind: str) -> Path | None:
     """A folder in the cache, made where it is missing; None where the cache cannot be used."""
     top = folder()
-    if top is not None:
+    if top is not None and why_not() is None:
         try:
             _make(top / kind)
         except (OSError, ValueError) as e:  # a ValueError is of a NUL in the name
@@ -96,7 +96,7 @@ class Entry:
     """One cached file: its content, then its SHA-256. What is damaged, or cannot be read or written, is not there."""
 
     def __init__(self, kind: str, key: str) -> None:
-        self._kind, self._name = kind, f"{key}.bin"
+        self.kind, self._name = kind, f"{key}.bin"
 
     def read(self) -> bytes | None:
         """The content."""
@@ -122,7 +122,7 @@ class Entry:
         f, size = opened
         with f:
             try:
-                with tempfile.TemporaryFile(dir=_where(self._kind), buffering=0) as copy:
+                with tempfile.TemporaryFile(dir=_where(self.kind), buffering=0) as copy:
                     if not _copy(f, copy, size):
                         return None
                     whole = mmap.mmap(copy.fileno(), size, access=mmap.ACCESS_COPY)
@@ -144,21 +144,21 @@ class Entry:
                     f.writelines((content, hashlib.sha256(content).digest()))
                 os.replace(temporary, temporary.parent / self._name)
             except OSError as e:
-                _say(f"{temporary.parent}: cannot be written: {e.strerror}")
+                _say(f"{temporary.parent.parent}: cannot be written: {e.strerror}")
                 return
             _trim(temporary.parent.parent, limit())
 
     @contextlib.contextmanager
     def scratch(self, size: int = 1) -> Iterator[Path | None]:
         """A new file beside the entry, for `size` bytes, removed in the end; None where there can be none."""
-        path, where = None, made(self._kind) if size <= limit() else None
+        path, where = None, made(self.kind) if size <= limit() else None
         if where is not None:
             new = where / f".{self._name}.{secrets.token_hex(6)}"
             try:
                 os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
                 path = new
             except OSError as e:
-                _say(f"{where}: cannot be written: {e.strerror}")
+                _say(f"{where.parent}: cannot be written: {e.strerror}")
         try:
             yield path
         finally:  # an interrupt leaves nothing behind either
@@ -168,7 +168,7 @@ class Entry:
 
     def _open(self) -> tuple[io.BufferedReader, int] | None:
         """The file, marked as used now, and its size in bytes; None for anything but a plain file of ours."""
-        path = _where(self._kind)
+        path = _where(self.kind)
         if path is None:
             return None
         # a link is refused, a pipe does not block

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -32,6 +33,7 @@ from .signature import declared
 _MEMORY, _MEMORY_EACH = 6 * 2**30, 24  # bytes of addresses for any bundle, and for each byte of its graphs
 _SECONDS, _SECONDS_EACH = 90, 3  # of all cores together, likewise, and for each MiB
 _WAIT = 10  # times as long is waited, where other work takes the cores
+_LOG = logging.getLogger("hspace")
 _LIBRARIES = {"onnx": privacy.onnxruntime, "openvino": privacy.openvino}
 
 
@@ -51,26 +53,26 @@ def check(name: str, bundle: Bundle, threads: int | None, precision: str) -> Non
     for component in components:
         bundle.read_component(component)
     asked = {"engine": name, "folder": str(bundle.folder), "threads": threads, "precision": precision}
-    _run(f"engine {name}", bundle, {**asked, "manifest": msgspec.to_builtins(bundle.manifest)})
-    entry.write(b"opened")
+    if _run(f"engine {name}", bundle, {**asked, "manifest": msgspec.to_builtins(bundle.manifest)}):
+        entry.write(b"opened")
 
 
 def check_with_onnx(bundle: Bundle) -> bool:
     """Holds every graph to ONNX's own checker and strict shape inference, in a process of its own.
 
-    Returns False where the package `onnx` is not installed. Raises BundleError, naming the file.
+    Returns False where that is not there. Raises BundleError, naming the file.
     """
     if importlib.util.find_spec("onnx") is None or not sys.executable:
         return False
     asked = {"engine": None, "folder": str(bundle.folder), "manifest": msgspec.to_builtins(bundle.manifest)}
-    _run("ONNX's checker", bundle, asked)
-    return True
+    return _run("ONNX's checker", bundle, asked)
 
 
 # --- the process that asks ----------------------------------------------------------------------------
 
 
-def _run(who: str, bundle: Bundle, asked: dict[str, Any]) -> None:
+def _run(who: str, bundle: Bundle, asked: dict[str, Any]) -> bool:
+    """Whether the process ran, and found nothing. Raises what it found, or what its end says."""
     size = sum(c.bytes for c in bundle.manifest.components.values())
     seconds = _SECONDS + _SECONDS_EACH * size // 2**20
     asked |= {"memory": _MEMORY + _MEMORY_EACH * size, "seconds": seconds}
@@ -90,11 +92,16 @@ def _run(who: str, bundle: Bundle, asked: dict[str, Any]) -> None:
         code, out = done.returncode, done.stdout
     except subprocess.TimeoutExpired as e:
         code, out = -signal.SIGTERM, e.stdout or b""
+    except (FileNotFoundError, PermissionError) as e:  # a program that holds an interpreter, and is none
+        _LOG.warning(
+            "%s: the graphs are not tried in a process of their own: %s: %s", bundle.folder, command[0], e.strerror
+        )
+        return False
     except OSError as e:
         raise EngineError(f"{bundle.folder}: cannot be opened: no process could be started: {e.strerror}") from None
     lines = [json.loads(line) for line in out.split(b"\n")[:-1]]  # the last one may be half a line
     if lines and lines[-1] is True:
-        return
+        return True
     if lines and isinstance(lines[-1], list):
         kind, message = lines[-1]
         raise getattr(errors, kind)(message)
