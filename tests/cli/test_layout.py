@@ -157,6 +157,8 @@ def test_clashes(cli: Cli, on: list[object], nested: Path, tmp_path: Path) -> No
         assert all("would both become" in row["error"] for row in found.json["failed"])
         assert (len(found.json["outputs"]), len(found.json["kept"])) == (outputs, kept)
     assert tree(tmp_path / "out") == ["b.png", "c.png", "d.png"]
+    nothing = cli("edit", nested / "a.png", nested / "x" / "a.png", *on, "-o", tmp_path / "none")
+    nothing.error(2, f"a.png would both become {tmp_path / 'none' / 'a.png'}")
     found = cli(
         "edit", nested / "a.png", nested / "x" / "a.png", *on, "--name", "{index}.{ext}", "-o", tmp_path / "two"
     )

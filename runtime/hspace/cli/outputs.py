@@ -152,6 +152,8 @@ def plan_outputs(
         for job in together
     ]
     free = [together[0] for together in makers.values() if len(together) == 1]
+    if clashes and not free:
+        raise clashes[0][1]
     targets, sources = [j.target for j in free], [i for i, _ in inputs]
     if single and not update:
         check_outputs(targets, sources, force)
