@@ -24,7 +24,7 @@ from .attributes import AnyAttribute, check_names, parse_attribute
 from .bundle import Bundle, check_same_model, manifest_bytes, read_journal, read_manifest
 from .checks import quoted
 from .errors import ArgumentError, BundleError, HspaceError, OutputError
-from .files import lock_folder, make_folder, reason, write_atomically
+from .files import lock_folder, make_folder, reason, sync_folder, write_atomically
 from .manifest import JOURNAL, MANIFEST, Attribute, Manifest, Preset, Source, check_name
 
 _ATTRIBUTES = "attributes"  # the folder of their files
@@ -149,12 +149,18 @@ def _write(now: Bundle, manifest: Manifest, file: str | None = None, data: bytes
         if not _is_own(now.folder, name):
             raise OutputError(f"{now.folder / name}: is behind a linked folder, where nothing is added or removed")
     if changed:
-        write_atomically(now.folder / JOURNAL, msgspec.json.encode(changed))
+        _put(now.folder / JOURNAL, msgspec.json.encode(changed))
     if file is not None:
         make_folder((now.folder / file).parent)
-        write_atomically(now.folder / file, data)
-    write_atomically(now.folder / MANIFEST, text)
+        _put(now.folder / file, data)
+    _put(now.folder / MANIFEST, text)
     now.manifest = manifest
+
+
+def _put(path: Path, data: bytes) -> None:
+    """Writes a file so that it is there after a loss of power, under its name, before anything that follows it."""
+    write_atomically(path, data)
+    sync_folder(path.parent)
 
 
 def _settle(folder: Path) -> None:

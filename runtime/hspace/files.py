@@ -88,7 +88,7 @@ def make_folder(path: Path) -> None:
 def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
     """Writes `parts` to `path`, replacing a file, or leaves everything as it was and raises OutputError.
 
-    It is written under a temporary name in the same folder, then renamed; both are on the disk when this returns. A
+    It is written under a temporary name in the same folder, then renamed; its content is on the disk by then. A
     file that is replaced leaves its permissions to the new one; a link is replaced itself.
     """
     check_output(path)
@@ -107,7 +107,6 @@ def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
         if isinstance(e, OSError):
             raise OutputError(f"{path}: cannot be written: {reason(e)}") from None
         raise
-    sync_folder(path.parent)
 
 
 def sync_folder(path: Path) -> None:
