@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import click
+from hspace.bundle import Bundle
+from hspace.choice import record
 from hspace.cli import common, printable
 from hspace.errors import needs
 from hspace.manifest import check_name
@@ -229,11 +231,12 @@ def _run(load: Callable[[], Model], options: dict[str, Any]) -> None:
         return model
 
     report = run_export(loaded, options.pop("output"), log=_log, **options)
+    why = record(Bundle(report.path))
     seconds = time.perf_counter() - start
     worst = max(report.errors, key=report.errors.__getitem__)
     found = {"bundle": str(report.path), "bytes": report.bytes, "seconds": round(seconds, 1), "errors": report.errors}
-    found |= {"warnings": warnings}
+    found |= {"warnings": warnings, "auto": why}
     text = f"wrote {report.path}, {report.bytes / 2**20:.1f} MiB, in {seconds:.0f} s; "
     rounded = " with the same rounded weights" if "fp16" in (options["weights"], options["precision"]) else ""
-    text += f"largest relative difference to PyTorch{rounded} {report.errors[worst]:.1e} ({worst})"
+    text += f"largest relative difference to PyTorch{rounded} {report.errors[worst]:.1e} ({worst})\nauto: {why}"
     common.emit(as_json, found, text)

@@ -25,7 +25,7 @@ from .bundle import Bundle, check_same_model, manifest_bytes, read_journal, read
 from .checks import quoted
 from .errors import ArgumentError, BundleError, HspaceError, OutputError
 from .files import lock_folder, make_folder, reason, sync_folder, write_atomically
-from .manifest import JOURNAL, MANIFEST, Attribute, Manifest, Preset, Source, check_name
+from .manifest import JOURNAL, MANIFEST, Accuracy, Attribute, Manifest, Preset, Source, check_name
 
 _ATTRIBUTES = "attributes"  # the folder of their files
 _TEMPORARY = re.compile(r"\.(bundle\.json|\.amend|\d{3,}\.safetensors)\.[0-9a-f]{12}")  # of `write_atomically`
@@ -104,6 +104,12 @@ def set_preset(bundle: Bundle, name: str, preset: Preset, *, replace: bool = Fal
     with _amending(bundle) as now:
         check_free("preset", name, now.manifest.presets, replace)
         _write(now, msgspec.structs.replace(now.manifest, presets={**now.manifest.presets, name: preset}))
+
+
+def set_accuracy(bundle: Bundle, accuracy: Accuracy) -> None:
+    """Records what a faster precision is worth on the bundle (`choice`)."""
+    with _amending(bundle) as now:
+        _write(now, msgspec.structs.replace(now.manifest, accuracy=accuracy))
 
 
 def _role(name: str) -> str:

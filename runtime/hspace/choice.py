@@ -22,6 +22,7 @@ from typing import NamedTuple
 import msgspec
 
 from .accuracy import LEAST_PSNR, measure
+from .amend import set_accuracy
 from .bundle import Bundle
 from .engines import ENGINES, PRECISIONS, Engine, cache, cpu, open_engine, precisions, unavailable
 from .errors import BundleError, EngineError
@@ -34,13 +35,14 @@ _LOG = logging.getLogger("hspace")
 
 class Choice(NamedTuple):
     """engine: what runs. exact: gives the engine of exact samplers, which is opened when it is first asked for; None
-    where the precision rules them out. why: in a line. left_out: engines of `AUTO` that came before it, and why they
-    were not taken.
+    where the precision rules them out. why: in a line. accuracy: of a faster precision, where "auto" asked for it.
+    left_out: engines of `AUTO` that came before it, and why they were not taken.
     """
 
     engine: Engine
     exact: Callable[[], Engine] | None
     why: str
+    accuracy: Accuracy | None
     left_out: dict[str, str]
 
 
@@ -69,23 +71,32 @@ def choose(
     raise EngineError("; ".join(f"engine {name}: {reason}" for name, reason in left_out.items()))
 
 
+def record(bundle: Bundle) -> str:
+    """Writes into the bundle what a faster precision is worth, where "auto" has one here; returns `Choice.why`."""
+    found = choose(bundle)
+    if found.accuracy is not None and found.accuracy != bundle.manifest.accuracy:
+        set_accuracy(bundle, found.accuracy)
+    return found.why
+
+
 def _open(bundle: Bundle, name: str, precision: str, threads: int | None) -> Choice:
     own, *faster = precisions(name, bundle)
 
     def at(wanted: str) -> Callable[[], Engine]:
         return lambda: open_engine(name, bundle, threads, wanted)
 
+    found = None
     if precision != "auto":
         taken, why = precision, f"{precision}, as asked for"
     elif not faster:
         taken, why = own, f"{own}, all that it computes in here"
     else:
-        taken, why = _accepted(bundle, name, own, faster[0], at, threads)
+        taken, why, found = _accepted(bundle, name, own, faster[0], at, threads)
     engine = at(taken)()
     exact: Callable[[], Engine] | None = None
     if own == "fp32" and precision in ("auto", own):
         exact = (lambda: engine) if taken == own else _once(at(own))
-    return Choice(engine, exact, f"{name} in {why}", {})
+    return Choice(engine, exact, f"{name} in {why}", found, {})
 
 
 def _once(make: Callable[[], Engine]) -> Callable[[], Engine]:
@@ -104,25 +115,25 @@ def _once(make: Callable[[], Engine]) -> Callable[[], Engine]:
 
 def _accepted(
     bundle: Bundle, name: str, own: str, faster: str, at: Callable[[str], Callable[[], Engine]], threads: int | None
-) -> tuple[str, str]:
-    """Which of the two precisions "auto" is, and why."""
+) -> tuple[str, str, Accuracy | None]:
+    """Which of the two precisions "auto" is, why, and what the faster one is worth."""
     preset = next((p for p in _by_default(bundle) if not SAMPLERS[bundle.preset(p)[1].sampler].exact), None)
     if preset is None:
-        return own, f"{own}, which the samplers of all presets need"
+        return own, f"{own}, which the samplers of all presets need", None
     recorded, where = bundle.manifest.accuracy, "as the bundle records"
     found = recorded if isinstance(recorded, Accuracy) else None
     if found is None or found.precision != faster:
         found, where = _measured(bundle, name, preset, at(own), at(faster), threads), "measured on this machine"
     if found is None:
-        return own, f"{own}: a run in {faster} or in {own} gave values that are not finite"
+        return own, f"{own}: a run in {faster} or in {own} gave values that are not finite", None
     least = min(found.inversion, found.reconstruction, found.edit)
     runs = (
         f"at least {least:.1f} dB, of {LEAST_PSNR:.0f} that are needed ({where}: inversion {found.inversion:.1f}, "
         f"reconstruction {found.reconstruction:.1f}, edit {found.edit:.1f})"
     )
     if least >= LEAST_PSNR:
-        return faster, f"{faster}: whole runs agree with {own} to {runs}"
-    return own, f"{own}: whole runs in {faster} agree with it to {runs}"
+        return faster, f"{faster}: whole runs agree with {own} to {runs}", found
+    return own, f"{own}: whole runs in {faster} agree with it to {runs}", found
 
 
 def _by_default(bundle: Bundle) -> list[str]:

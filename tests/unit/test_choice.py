@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -220,3 +221,22 @@ def test_accuracy_is_the_least_over_images(bundle: hspace.Bundle) -> None:
     assert accuracy.measure(bundle, bundle.manifest.default_preset, *[lambda: Fake(bundle, "a", "bf16", 0.0)] * 2) == (
         Accuracy(precision="bf16", inversion=200.0, reconstruction=200.0, edit=200.0)
     )
+
+
+@pytest.mark.parametrize(("loss", "expected"), [(1e-5, "bf16"), (0.3, "fp32")])
+def test_an_export_records_it(
+    machine: Machine, bundle: hspace.Bundle, loss: float, expected: str, tmp_path: Path
+) -> None:
+    """A machine with an empty cache, and even one that could not measure, then does as the bundle says."""
+    shutil.copytree(bundle.folder, tmp_path / "copy")
+    copy = hspace.Bundle(tmp_path / "copy")
+    machine.loss = loss
+    assert f"openvino in {expected}" in choice.record(copy)
+    shutil.rmtree(tmp_path / "cache")
+    machine.loss, machine.opened = float("nan"), []
+    again = hspace.Bundle(tmp_path / "copy")
+    assert again.manifest.accuracy == choice.choose(again).accuracy
+    assert chosen(again) == ("openvino", expected) and set(machine.opened) == {("openvino", expected)}
+    assert "as the bundle records" in choice.choose(again).why
+    machine.able["openvino"] = ("fp32",)
+    assert chosen(again) == ("openvino", "fp32")
