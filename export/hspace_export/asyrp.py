@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from hspace import manifest as contract
 from hspace.bundle import Bundle, h_shape
-from hspace.checks import raise_faults
+from hspace.checks import check_whole, raise_faults
 from hspace.errors import ArgumentError, CheckpointError
 from hspace.manifest import Source
 from hspace.tensors import tensor_bytes
@@ -188,8 +188,7 @@ def delta_block(path: Path, *, channels: int, embed: int, layout: str, n_train: 
     if n_train is None and trained is None:
         raise ArgumentError(f"{path}: its name does not tell the steps it was trained at (ngen…); give --n-train")
     steps = n_train if n_train is not None else int(trained[1]) if trained else 0
-    if not 1 <= steps <= 1000:
-        raise CheckpointError(f"{path}: its name tells of {steps} steps, expected 1 to 1000; give --n-train")
+    check_whole(f"{path}: n_train", steps, 1, 1000)
     block = kind(channels, embed)
     check_tensors(path, block.state_dict(), state, f"an attribute for a U-Net of {channels} channels")
     block.load_state_dict(state)

@@ -85,7 +85,7 @@ def load_model(
         z = "float32", ("N", z_channels)
         parts["latent"] = Part(InFloat32(net), {"z_sem": z, "t": ("int32", ("N",))}, {"eps": "float32"})
         config["latent"] = asdict(net.config)
-    attributes = {} if classifier is None else _attributes(classifier, class_names, z_channels, statistics)
+    attributes, told = _attributes(classifier, class_names, z_channels, statistics)
     return Model(
         family="diffae",
         image_size=size,
@@ -98,7 +98,7 @@ def load_model(
         z_statistics=statistics,
         attributes=attributes,
         licence=settings.licence or "",
-        warnings=warnings,
+        warnings=warnings + told,
     )
 
 
@@ -226,9 +226,11 @@ def _statistics(
 
 
 def _attributes(
-    path: Path, class_names: Path | None, z_channels: int, statistics: dict[str, NDArray[np.float32]] | None
-) -> dict[str, AttributeData]:
-    """The averaged linear classifier's rows, each a z_direction."""
+    path: Path | None, class_names: Path | None, z_channels: int, statistics: dict[str, NDArray[np.float32]] | None
+) -> tuple[dict[str, AttributeData], list[str]]:
+    """The averaged linear classifier's rows, each a z_direction, and warnings; neither where there is no file."""
+    if path is None:
+        return {}, []
     found = load(path)
     state = tensors(found, path, "ema_classifier.")
     weight, bias = state.get("weight"), state.get("bias")
@@ -236,7 +238,7 @@ def _attributes(
         raise CheckpointError(
             f"{path}: looks like {looks_like(found)}, expected a DiffAE classifier (ema_classifier.*)"
         )
-    hyper_parameters.read(found, path, "classifier", Settings())
+    _, warnings = hyper_parameters.read(found, path, "classifier", Settings())
     if weight.ndim != 2 or weight.shape[1] != z_channels or bias.shape != weight.shape[:1]:
         shapes = f"{list(weight.shape)} and {list(bias.shape)}"
         raise CheckpointError(f"{path}: ema_classifier: found {shapes}, expected [K, {z_channels}] and [K]")
@@ -247,7 +249,7 @@ def _attributes(
     arrays = [
         {"weight": w.numpy(), "bias": b.reshape(1).numpy(), **statistics} for w, b in zip(weight, bias, strict=True)
     ]
-    return {name: AttributeData("z_direction", "none", a) for name, a in zip(names, arrays, strict=True)}
+    return {name: AttributeData("z_direction", "none", a) for name, a in zip(names, arrays, strict=True)}, warnings
 
 
 def _names(found: Any, path: Path, class_names: Path | None, count: int) -> list[str]:

@@ -6,8 +6,6 @@ A family is one function that turns checkpoints into a `Model`; everything else 
 from __future__ import annotations
 
 import contextlib
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +20,7 @@ from hspace.attributes import DeltaBlock, read_attribute
 from hspace.bundle import Bundle, file_entry, h_shape, write_manifest
 from hspace.engines import open_engine
 from hspace.errors import ArgumentError, BundleError, CheckpointError, OutputError
-from hspace.files import MAX_FILE_BYTES
+from hspace.files import MAX_FILE_BYTES, reason
 from hspace.manifest import check_name
 from hspace.tensors import write_tensors
 from msgspec import Meta, Struct
@@ -32,6 +30,7 @@ from torch import nn
 from . import graph
 from .checkpoint import read_json, shown
 from .graph import Part, Precision
+from .replacement import put, staged, sweep
 
 # the largest ‖a − b‖/‖b‖ to PyTorch's float32 network that an export may have
 TOLERANCE: dict[str, float] = {"fp32": 1e-5, "fp16": 1e-2}
@@ -193,6 +192,7 @@ def export(
     there (unless `force`); the output then is as it was before.
     """
     output = output.resolve()  # a link stays one; what it points to is replaced
+    sweep(output)
     if output.exists() and not force:
         raise OutputError(f"{output}: exists already (--force replaces it)")
     if output.exists():
@@ -205,32 +205,15 @@ def export(
     for what, text in (("name", name or output.name), *(("attribute", a) for a in model.attributes)):
         check_name(what, text)
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    except OSError as e:
-        raise OutputError(f"{output}: cannot be written: {e.strerror}") from None
-    try:
-        _write(model, folder, precision, weights, name or output.name, log)
-        log("comparing with PyTorch")
-        errors = _compare(model, folder, precision)
-        size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-        folder.chmod(0o755)
-        if output.exists():
-            old = folder.with_name(f"{folder.name}.old")
-            output.rename(old)
-            try:
-                folder.rename(output)
-            except BaseException:
-                old.rename(output)
-                raise
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            folder.rename(output)
+        with staged(output) as folder:
+            _write(model, folder, precision, weights, name or output.name, log)
+            log("comparing with PyTorch")
+            errors = _compare(model, folder, precision)
+            size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+            put(folder, output, replace=force)
         return Report(output, errors, size)
     except OSError as e:
-        raise OutputError(f"{output}: cannot be written: {e.strerror}") from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        raise OutputError(f"{output}: cannot be written: {reason(e)}") from None
 
 
 def _write(model: Model, folder: Path, precision: Precision, weights: Precision, name: str, log: Log) -> None:

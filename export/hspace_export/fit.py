@@ -5,7 +5,6 @@ Needs scikit-learn, and no PyTorch: the networks run on an engine of the runtime
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -322,8 +321,7 @@ def average_block(
             f"{name}: expected a delta_block of the bundle, one of: {', '.join(has) or '(it has none)'}"
         )
     recorded = _Recorded(block)
-    recording = copy.copy(editor)
-    recording.attributes = {**editor.attributes, name: recorded}  # type: ignore[dict-item]
+    recording = editor.with_attributes({**editor.attributes, name: recorded})
     done = 0
     for chunk in batches(files, editor.batch_size):
         numbers = range(done, done + len(chunk))  # so that draws do not depend on the batches

@@ -16,13 +16,16 @@ from hspace.amend import add_attribute, check_free, set_preset
 from hspace.attributes import DeltaTable, check_names
 from hspace.checks import check_whole
 from hspace.cli import common, outputs, printable
+from hspace.cli.jobs import Recorder
 from hspace.cli.progress import Bar, progress
+from hspace.cli.streams import sources_of
 from hspace.editor import Editor
 from hspace.errors import ArgumentError
 from hspace.files import write_atomically
-from hspace.image import check_files, save_image
+from hspace.image import check_files
 from hspace.manifest import check_name
 from hspace.program import Branch
+from hspace.record import engine_told, write_image
 from hspace.runs import OnStep, Step
 from hspace.sheet import Sheet
 from numpy.typing import NDArray
@@ -256,13 +259,15 @@ def pca(
             editor.decode(latent, on_step=recorder, seed=seed, **run)
     components = fitting.principal_components(recorder.table, recorder.timesteps, count, seed=seed)
     shown, strengths = latent[:4], [-3.0, -1.5, 0.0, 1.5, 3.0]
-    for name, path, made in zip(names, pictures, components, strict=False):
+    record = Recorder(editor, "attribute pca", {**run, "seed": seed}, draws=images is None, count=count)
+    sources = sources_of(files) if pictures else []
+    for i, (name, path, made) in enumerate(zip(names, pictures, components, strict=False)):
         timesteps, table = made.arrays["timesteps"], made.arrays["delta_h"]
         editor.attributes[name] = DeltaTable(timesteps, table, None, Branch.SYMMETRIC)
         swept = editor.sweep(shown, {name: strengths}, seed=seed, **run)
         sheet = Sheet([""] * len(shown), [f"{name} {s:+.1f} sd" for s in strengths], editor.size)
         with outputs.folder_of(path):
-            save_image(path, sheet.draw(swept.reshape(-1, *swept.shape[-3:])))
+            write_image(path, sheet.draw(swept.reshape(-1, *swept.shape[-3:])), record(sources, i))
     _add(editor, dict(zip(names, components, strict=True)), force, as_json, time.perf_counter() - start)
 
 
@@ -328,7 +333,9 @@ def calibrate(
         "t_edit": curves.first(curves.to_p, thresholds["t_edit"]),
         "t_boost": curves.first(curves.to_x, thresholds["t_boost"]),
     }
+    record = Recorder(editor, "calibrate", run)
     found = {**curves.json(), "thresholds": thresholds, "similarity": similarity, **chosen}
+    found["made_by"] = json.loads(record(sources_of(files), None))
     with outputs.folder_of(paths[0]):
         write_atomically(paths[0], json.dumps(found, indent=1).encode() + b"\n")
         indicators.plot(paths[1], curves, [(what, thresholds[what], t) for what, t in chosen.items()])
@@ -340,7 +347,7 @@ def calibrate(
         for what, t in chosen.items()
     ]
     text = f"{curves.distance}, {len(files)} images: {'; '.join(says)}\nwrote {paths[0]} and {paths[1]} "
-    text += f"in {time.perf_counter() - start:.1f} s (engine {editor.engine.name})"
+    text += f"in {time.perf_counter() - start:.1f} s ({common.engine_text(record.engine)})"
     saved = name if None not in chosen.values() else None
     if saved is not None:
         preset = editor.bundle.preset(options["preset"])[1]
@@ -348,7 +355,8 @@ def calibrate(
             preset = msgspec.structs.replace(preset, encode_steps=options["steps"], decode_steps=options["steps"])
         set_preset(editor.bundle, saved, msgspec.structs.replace(preset, **chosen), replace=force)
         text += f"\nsaved the preset {saved}, of {preset.encode_steps} + {preset.decode_steps} steps"
-    common.emit(as_json, {"outputs": [str(p) for p in paths], "preset": saved, **found}, text)
+    told = {"outputs": [str(p) for p in paths], "preset": saved, **found, **engine_told(record.engine)}
+    common.emit(as_json, told, text)
     if saved != name:
         raise ArgumentError(f"--save: no preset was saved: {'; '.join(s for s in says if 'not found' in s)}")
 
@@ -371,14 +379,16 @@ def _add(
     columns = list(dict.fromkeys(key for made in found.values() for key in made.report))
     rows = [[name, made.kind, *(str(made.report.get(c, "-")) for c in columns)] for name, made in found.items()]
     text = common.table(["attribute", "kind", *(c.replace("_", " ") for c in columns)], rows, left=3)
-    more = {"rows_without_image": absent} if absent else {}
+    more: dict[str, Any] = {"rows_without_image": absent} if absent else {}
     if absent:
         text += f"\nleft out {absent} rows of the labels, whose files are not in the folder of images"
     if len(refused) < len(found):
-        text += f"\nadded {'the others ' if refused else ''}to {editor.bundle.folder} in {seconds:.1f} s"
+        text += f"\nadded {'the others ' if refused else ''}to {editor.bundle.folder} in {seconds:.1f} s "
+        text += f"({common.engine_text(editor.engine)})"
     for name in (n for n in doubts if n not in refused):
         click.echo(f"hspace: warning: {printable(name)}: {doubts[name]}", err=True)
-    said = {name: {"kind": made.kind, **made.report, **more} for name, made in found.items()}
+    more |= engine_told(editor.engine)
+    said: dict[str, dict[str, Any]] = {name: {"kind": made.kind, **made.report, **more} for name, made in found.items()}
     for name, doubt in doubts.items():
         said[name] |= {"warning": doubt, "added": name not in refused}
     common.emit(as_json, said, text)

@@ -187,6 +187,16 @@ def read_attribute(bundle: Bundle, name: str) -> AnyAttribute:
     return parse_attribute(bundle, entry, bundle.read(entry), str(bundle.folder / entry.file))
 
 
+def read_attributes(bundle: Bundle) -> dict[str, AnyAttribute]:
+    """All of the bundle's attributes, by name; where it is amended meanwhile, those that it has then."""
+    while True:
+        try:
+            return {name: read_attribute(bundle, name) for name in bundle.manifest.attributes}
+        except BundleError:
+            if not bundle.reread():
+                raise
+
+
 def parse_attribute(bundle: Bundle, entry: Attribute, data: bytes, where: str) -> AnyAttribute:
     """The attribute in the bytes of a file, of the kind and branch that `entry` says. where: the file, for messages."""
     if entry.kind == "z_direction" and bundle.manifest.z_sem is None:

@@ -109,7 +109,8 @@ def _accepted(
     preset = next((p for p in _by_default(bundle) if not SAMPLERS[bundle.preset(p)[1].sampler].exact), None)
     if preset is None:
         return own, f"{own}, which the samplers of all presets need"
-    found, where = bundle.manifest.accuracy, "as the bundle records"
+    recorded, where = bundle.manifest.accuracy, "as the bundle records"
+    found = recorded if isinstance(recorded, Accuracy) else None
     if found is None or found.precision != faster:
         found, where = _measured(bundle, name, preset, at(own), at(faster), threads), "measured on this machine"
     if found is None:

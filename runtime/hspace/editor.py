@@ -27,7 +27,7 @@ from .arguments import (
     per_image,
     shrunk,
 )
-from .attributes import Content, Edit, compile_edit, directions_of, read_attribute
+from .attributes import Content, Edit, compile_edit, directions_of, read_attributes
 from .bundle import Bundle, h_shape
 from .checks import MOST_IMAGES, check_whole
 from .cuda import is_foreign, ordinal_of
@@ -135,7 +135,7 @@ class Editor:
         self.bundle = bundle
         self.engine = engine
         self.size = manifest.image.size
-        self.attributes = {name: read_attribute(bundle, name) for name in manifest.attributes}
+        self.attributes = read_attributes(bundle)
         self._planner = Planner(bundle)
         self._runner = Runner(executor or OnHost(engine), self.size, batch_size)
         self._exact, self._reopen = exact, reopen
@@ -145,6 +145,12 @@ class Editor:
             tensors = read_tensors(bundle.read(entry), str(bundle.folder / entry.file))
             got = tensors.take({"mean": (d,), "std": (d,)}, divisors=["std"])
             self._z_statistics = got["mean"], got["std"]
+
+    def with_attributes(self, attributes: Mapping[str, Any]) -> Editor:
+        """This editor with other attributes, by name. It shares the networks, and is not pickled."""
+        other = object.__new__(Editor)
+        other.__dict__.update(self.__dict__, attributes=dict(attributes), _reopen=None)
+        return other
 
     def program(
         self,

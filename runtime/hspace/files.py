@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import secrets
 import stat
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import HspaceError, OutputError
 
 MAX_FILE_BYTES = 2**31 - 1  # protobuf's limit, hence ONNX's without external data
 MAX_TEXT_BYTES = 2**24  # of JSON and the like
+LOCK = ".lock"  # a folder's, while a program changes what is in it
+_NONBLOCK = getattr(os, "O_NONBLOCK", 0)  # to open a pipe that nobody writes to would wait
+
+
+def reason(error: OSError | ValueError | MemoryError) -> str:
+    """Why the system refused: a full disk, too many open files, no permission, little memory."""
+    if isinstance(error, MemoryError):
+        return "Cannot allocate memory"
+    return getattr(error, "strerror", None) or str(error)
 
 
 def check_file(path: str | Path, error: type[HspaceError]) -> int:
@@ -21,22 +33,32 @@ def check_file(path: str | Path, error: type[HspaceError]) -> int:
     except (FileNotFoundError, NotADirectoryError):
         raise error(f"{path}: no such file") from None
     except (OSError, ValueError) as e:  # a ValueError is of a NUL in the name
-        raise error(f"{path}: cannot be read: {getattr(e, 'strerror', e)}") from None
+        raise error(f"{path}: cannot be read: {reason(e)}") from None
     if not stat.S_ISREG(found.st_mode):
         raise error(f"{path}: not a file")
     return found.st_size
 
 
+@contextlib.contextmanager
+def open_file(path: str | Path, error: type[HspaceError]) -> Iterator[io.BufferedReader]:
+    """A regular file, open for reading; raises `error` for anything else, and where reading it fails."""
+    check_file(path, error)
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | _NONBLOCK)) as f:
+            if not stat.S_ISREG(os.fstat(f.fileno()).st_mode):  # it was replaced since the check
+                raise error(f"{path}: not a file")
+            yield f
+    except (OSError, MemoryError) as e:
+        raise error(f"{path}: cannot be read: {reason(e)}") from None
+
+
 def read_file(path: str | Path, error: type[HspaceError], most: int = MAX_FILE_BYTES) -> bytes:
     """The contents of a regular file of at most `most` bytes; raises `error` for anything else."""
-    size = check_file(path, error)
-    if size > most:
-        raise error(f"{path}: found {size} bytes, expected at most {most}")
-    try:
-        with open(path, "rb") as f:
-            return f.read(size)
-    except OSError as e:
-        raise error(f"{path}: cannot be read: {e.strerror}") from None
+    with open_file(path, error) as f:
+        size = os.fstat(f.fileno()).st_size  # of what was opened: the name may be another file's by now
+        if size > most:
+            raise error(f"{path}: found {size} bytes, expected at most {most}")
+        return f.read(size)
 
 
 def check_output(path: Path) -> bool:
@@ -49,7 +71,7 @@ def check_output(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):  # or a link to nowhere, which may be replaced
         return there
     except (OSError, ValueError) as e:
-        raise OutputError(f"{path}: cannot be written: {getattr(e, 'strerror', e)}") from None
+        raise OutputError(f"{path}: cannot be written: {reason(e)}") from None
     if not regular:
         raise OutputError(f"{path}: cannot be written: not a file")
     return True
@@ -59,27 +81,87 @@ def make_folder(path: Path) -> None:
     """Makes a folder, and those above it, where they are not there."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise OutputError(f"{path}: cannot be made: {e.strerror}") from None
+    except (OSError, ValueError) as e:
+        raise OutputError(f"{path}: cannot be made: {reason(e)}") from None
 
 
 def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
     """Writes `parts` to `path`, replacing a file, or leaves everything as it was and raises OutputError.
 
-    It is written under a temporary name in the same folder, then renamed.
+    It is written under a temporary name in the same folder, then renamed; its content is on the disk by then. A
+    file that is replaced leaves its permissions to the new one; a link is replaced itself.
     """
     check_output(path)
     temporary = path.parent / f".{path.name[:50]}.{secrets.token_hex(6)}"
     try:
         with open(temporary, "xb") as f:
-            try:
-                f.writelines(parts)
-                f.flush()
-                os.fsync(f.fileno())
-                os.replace(temporary, path)
-            except BaseException:  # an interrupt leaves nothing behind either
-                with contextlib.suppress(OSError):
-                    temporary.unlink()
-                raise
+            with contextlib.suppress(OSError):  # there is none, or a file system without permissions
+                os.chmod(temporary, stat.S_IMODE(os.stat(path).st_mode) & 0o777)
+            f.writelines(parts)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except BaseException as e:  # an interrupt leaves nothing behind either
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(e, OSError):
+            raise OutputError(f"{path}: cannot be written: {reason(e)}") from None
+        raise
+
+
+def sync_folder(path: Path) -> None:
+    """Writes a folder's names to the disk, where the system can: what was renamed in it stays so."""
+    with contextlib.suppress(OSError):  # Windows opens no folders, and not every file system syncs them
+        folder = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+@contextlib.contextmanager
+def lock_folder(path: Path, error: type[HspaceError], seconds: float = 60) -> Iterator[None]:
+    """Holds a folder's lock, for which others wait; it ends with the process, however that ends.
+
+    The lock is on a file in the folder, `LOCK`, which goes with it. Raises `error` where another program holds the
+    lock for that many seconds, OutputError where the folder cannot be written to.
+    """
+    end = time.monotonic() + seconds
+    while (lock := _try_lock(path)) is None:
+        if time.monotonic() >= end:
+            raise error(f"{path}: another program is changing it; try again when it has ended")
+        time.sleep(0.02)
+    try:
+        yield
+    finally:
+        with lock, contextlib.suppress(OSError):  # Windows removes no file that is open
+            if _is_at(lock, path / LOCK):
+                os.unlink(path / LOCK)
+
+
+def _try_lock(folder: Path) -> io.FileIO | None:
+    """The lock's file, locked; None where another program has it, or took the file away before it was locked."""
+    from filelock import lock_descriptor  # takes 50 ms, and readers need none
+
+    def open_lock(name: str, _: int) -> int:
+        flags = _NONBLOCK | getattr(os, "O_NOFOLLOW", 0)
+        try:
+            return os.open(name, os.O_RDWR | os.O_CREAT | flags, 0o666)
+        except PermissionError:  # it may be another user's, who was killed; reading it is enough for a lock
+            return os.open(name, os.O_RDONLY | flags)
+
+    try:
+        lock = open(folder / LOCK, "rb", buffering=0, opener=open_lock)  # noqa: SIM115, for the caller to close
+        if lock_descriptor(lock.fileno(), blocking=False) and _is_at(lock, folder / LOCK):
+            return lock
     except OSError as e:
-        raise OutputError(f"{path}: cannot be written: {e.strerror}") from None
+        raise OutputError(f"{folder}: cannot be locked: {reason(e)}") from None
+    lock.close()
+    return None
+
+
+def _is_at(lock: io.FileIO, name: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(lock.fileno()), os.lstat(name))
+    except OSError:
+        return False

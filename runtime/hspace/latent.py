@@ -14,6 +14,7 @@ from .files import MAX_FILE_BYTES, read_file, write_atomically
 from .tensors import read_tensors, tensor_bytes
 
 _FORMAT = "hspace-latent-1"
+_MAX_PROVENANCE = 2**20  # bytes, in UTF-8
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +35,7 @@ class Latent:
         for name, value in (("x_T", self.x_T), ("z_sem", self.z_sem), ("x_prev", self.x_prev)):
             if not isinstance(value, np.ndarray) and (name == "x_T" or value is not None):
                 raise LatentError(f"{name}: found {type(value).__name__}, expected a float32 array")
-        if not all(isinstance(t, str) for kv in self.provenance.items() for t in kv) or "format" in self.provenance:
-            raise LatentError("provenance: expected texts by name, none of them named 'format'")
+        _check_provenance(self.provenance)
         if self.x_T.ndim != 4 or self.x_T.dtype != np.float32 or not len(self.x_T):
             raise LatentError(f"x_T: found {self.x_T.dtype} {list(self.x_T.shape)}, expected float32 [N, 3, H, W]")
         z, x_prev = self.z_sem, self.x_prev
@@ -83,6 +83,7 @@ class Latent:
 
     def to_bytes(self, where: str = "latent") -> bytes:
         """A safetensors file's bytes with the latent. Raises LatentError for more than 2 GiB. where: for messages."""
+        _check_provenance(self.provenance)  # which the caller may have changed
         named = {"x_T": self.x_T, "z_sem": self.z_sem, "x_prev": self.x_prev}
         arrays = {k: v for k, v in named.items() if v is not None}
         if sum(a.nbytes for a in arrays.values()) > MAX_FILE_BYTES - 2**20:  # the metadata has room as well
@@ -114,6 +115,20 @@ class Latent:
             return cls(a["x_T"], a.get("z_sem"), a.get("x_prev"), metadata)
         except LatentError as e:
             raise LatentError(f"{where}: {e}") from None
+
+
+def _check_provenance(provenance: object) -> None:
+    """Raises LatentError for what a file's metadata cannot hold."""
+    if not isinstance(provenance, Mapping) or not all(isinstance(t, str) for kv in provenance.items() for t in kv):
+        raise LatentError("provenance: expected texts by name")
+    if "format" in provenance:
+        raise LatentError("provenance: found 'format', which is the file's own")
+    try:
+        size = sum(len(text.encode()) for kv in provenance.items() for text in kv)
+    except UnicodeEncodeError:
+        raise LatentError("provenance: found half of a surrogate pair, expected texts of Unicode") from None
+    if size > _MAX_PROVENANCE:
+        raise LatentError(f"provenance: found {size} bytes, expected at most {_MAX_PROVENANCE}")
 
 
 def slerp(a: NDArray[np.float32], b: NDArray[np.float32], weights: NDArray[np.float64]) -> NDArray[np.float32]:

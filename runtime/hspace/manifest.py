@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import types
@@ -14,15 +15,19 @@ import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
-from .checks import raise_faults
+from .checks import quoted, raise_faults
 from .errors import ArgumentError, BundleError
-from .files import MAX_FILE_BYTES
+from .files import LOCK, MAX_FILE_BYTES
 from .samplers import SAMPLERS
 from .schedule import SPACINGS, Schedule, check_timestep, space_timesteps
 
-FORMAT_VERSION = 1
+FORMAT_VERSION, FORMAT_MINOR = 1, 1  # each optional key that is added raises the second
 MANIFEST = "bundle.json"
+JOURNAL = ".amend"  # what an amend in progress adds and removes
 MAX_PATH = 200  # characters of a file's path inside the bundle
+MAX_VALUES = 2**19  # of all kinds, by the commas between them
+MAX_CONFIG = 2**18  # characters of the provenance's `config` as JSON
+MAX_ELEMENTS = 2**31  # of an input or output, for one sample
 
 _END = r"(?![\s\S])"  # the end of the text; $ would let a line break follow
 Name = Annotated[
@@ -33,6 +38,7 @@ Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}" + _END)]
 Steps = Annotated[int, Meta(ge=1, le=1000)]
 Timestep = Annotated[int, Meta(ge=0, le=1_000_000)]
 Dimension = Annotated[int, Meta(ge=1, le=65536)]
+Text = Annotated[str, Meta(max_length=1000)]
 DType = Literal["float32", "float16", "int32", "int64"]
 
 
@@ -73,7 +79,7 @@ class CosineSchedule(Frozen, frozen=True, tag_field="kind", tag="cosine"):
 class ArraySchedule(Frozen, frozen=True, tag_field="kind", tag="betas"):
     """β given one by one."""
 
-    betas: Annotated[list[float], Meta(min_length=2, max_length=1_000_000)]
+    betas: Annotated[list[float], Meta(min_length=2, max_length=100_000)]
 
     def build(self) -> Schedule:
         return Schedule.from_betas(self.betas)
@@ -119,11 +125,14 @@ class Tensor(Frozen, frozen=True):
     shape: list[Dimension | Literal["N", "M"]]
 
 
+Tensors = Annotated[list[Tensor], Meta(max_length=1000)]
+
+
 class Component(File, frozen=True, kw_only=True):
     """An ONNX graph. precision: its arithmetic; weights: how its large weights are stored."""
 
-    inputs: list[Tensor]
-    outputs: list[Tensor]
+    inputs: Tensors
+    outputs: Tensors
     precision: Literal["fp32", "fp16"]
     weights: Literal["fp32", "fp16"]
 
@@ -167,15 +176,15 @@ class Accuracy(Frozen, frozen=True, kw_only=True):
 class Source(Frozen, frozen=True):
     """A file that the export read: its name, and its SHA-256."""
 
-    file: str
+    file: Text
     sha256: Sha256
 
 
 class Provenance(Frozen, frozen=True, kw_only=True):
     """Where the weights came from. sources: by role; `checkpoint` is the main one, which latents are tied to."""
 
-    exporter: str
-    sources: dict[str, Source]
+    exporter: Text
+    sources: Annotated[dict[Text, Source], Meta(max_length=2000)]
     config: dict[str, Any] = {}
 
     @property
@@ -184,21 +193,22 @@ class Provenance(Frozen, frozen=True, kw_only=True):
 
 
 class Manifest(Frozen, frozen=True, kw_only=True):
-    """`bundle.json`."""
+    """`bundle.json`. format_minor: of the latest addition to the format that the bundle uses, where it uses one."""
 
     format_version: Literal[1]
+    format_minor: Annotated[int, Meta(ge=1, le=1000)] | msgspec.UnsetType = msgspec.UNSET
     name: Name
     family: Literal["diffae", "asyrp"]
     image: Image
     z_sem: ZSem | None = None
     schedules: Schedules
     components: dict[Name, Component]
-    attributes: dict[Name, Attribute] = {}
-    presets: dict[Name, Preset]
+    attributes: Annotated[dict[Name, Attribute], Meta(max_length=1000)] = {}
+    presets: Annotated[dict[Name, Preset], Meta(max_length=64)]
     default_preset: Name
-    accuracy: Accuracy | None = None
+    accuracy: Accuracy | msgspec.UnsetType = msgspec.UNSET  # since 1.1
     provenance: Provenance
-    licence: str
+    licence: Annotated[str, Meta(max_length=100_000)]
 
     @property
     def precision(self) -> Literal["fp32", "fp16"]:
@@ -220,7 +230,7 @@ def check_name(what: str, text: str) -> None:
         msgspec.convert(text, Name).encode()  # an argument of a shell may be no Unicode
     except (msgspec.ValidationError, UnicodeEncodeError):
         raise ArgumentError(
-            f"{what}: found {text!r}, expected 1 to 100 printable characters, without / \\ = or ,"
+            f"{what}: found {quoted(text)}, expected 1 to 100 printable characters, without / \\ = or ,"
         ) from None
 
 
@@ -235,6 +245,8 @@ def json_schema() -> dict[str, Any]:
 def parse_manifest(data: bytes, where: str) -> Manifest:
     """The manifest in `data`, or one BundleError with all of its faults."""
     faults: list[str] = []
+    if (commas := data.count(b",")) > MAX_VALUES:  # before what may take long
+        raise BundleError(f"{where}: found {commas} commas, expected at most {MAX_VALUES}")
     try:
         text = data.decode()  # in UTF-8, without a byte order mark: json would take more from bytes
         raw = json.loads(
@@ -243,11 +255,11 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
         json.dumps(raw, ensure_ascii=False).encode()  # half a surrogate pair parses, but is no text
     except (ValueError, RecursionError):
         raise BundleError(f"{where}: expected JSON") from None
-    if isinstance(raw, dict) and isinstance(raw.get("format_version"), int) and raw["format_version"] > FORMAT_VERSION:
-        raise BundleError(
-            f"{where}: format_version: found {raw['format_version']}, expected {FORMAT_VERSION}: "
-            "a newer hspace wrote this bundle"
-        )
+    if isinstance(raw, dict):
+        for key, known in (("format_version", FORMAT_VERSION), ("format_minor", FORMAT_MINOR)):
+            if isinstance(raw.get(key), int) and raw[key] > known:  # it may have keys that this reader cannot know
+                found = quoted(raw[key])
+                raise BundleError(f"{where}: {key}: found {found}, expected {known}: a newer hspace wrote this bundle")
     manifest = _convert(raw, Manifest, "", faults)
     if not faults:
         faults += [*_listing_faults(manifest), *_signature_faults(manifest), *_run_faults(manifest)]
@@ -294,6 +306,12 @@ def _convert(raw: Any, kind: Any, path: str, faults: list[str]) -> Any:
             return None
         if len(rest) == 1:
             return _convert(raw, rest[0], path, faults)
+    if isinstance(raw, dict) and origin is Annotated and typing.get_origin(typing.get_args(kind)[0]) is dict:
+        kind, limit = typing.get_args(kind)
+        origin = dict
+        if len(raw) > limit.max_length:
+            faults.append(f"{path}: found {len(raw)} entries, expected at most {limit.max_length}")
+            return None
     if isinstance(raw, dict) and origin is dict:
         key_type, value_type = typing.get_args(kind)
         found = {}
@@ -312,9 +330,12 @@ def _convert(raw: Any, kind: Any, path: str, faults: list[str]) -> Any:
         return None
 
 
+_fields = functools.cache(msgspec.structs.fields)  # which evaluates a struct's annotations each time
+
+
 def _convert_struct(raw: dict[str, Any], kind: type[Frozen], path: str, faults: list[str]) -> Any:
     before = len(faults)
-    fields = {f.encode_name: f for f in msgspec.structs.fields(kind)}
+    fields = {f.encode_name: f for f in _fields(kind)}
     faults += [f"{_join(path, key)}: the key is unknown" for key in raw if key not in fields]
     values = {}
     for key, field in fields.items():
@@ -329,19 +350,28 @@ def _join(path: str, key: str) -> str:
     return f"{path}.{key[:100]}" if path else key[:100]
 
 
+def is_plain(file: str) -> bool:
+    """Whether a path stays in the bundle, however an operating system reads it."""
+    path = PurePosixPath(file)
+    plain = str(path) == file and not path.is_absolute() and not {"..", "."} & {*path.parts, file}
+    return plain and "\\" not in file and ":" not in file and file.isprintable()
+
+
 def _listing_faults(m: Manifest) -> Iterator[str]:
     """Paths, and names that refer to other entries."""
     seen: dict[str, str] = {}
     for key, entry in m.files():
-        path = PurePosixPath(entry.file)
-        plain = str(path) == entry.file and not path.is_absolute() and ".." not in path.parts
-        if not plain or "\\" in entry.file or ":" in entry.file or not entry.file.isprintable():
+        if not is_plain(entry.file):
             yield f"{key}.file: found {entry.file!r}, expected a plain relative path inside the bundle"
         elif entry.file == MANIFEST:
             yield f"{key}.file: found {MANIFEST!r}, which is the manifest's own name"
+        elif entry.file in (JOURNAL, LOCK):
+            yield f"{key}.file: found {entry.file!r}, which is a name of what amends the bundle"
         elif entry.file in seen:
             yield f"{key}.file: found {entry.file!r}, which {seen[entry.file]} has already"
         seen[entry.file] = key
+    if (size := len(json.dumps(m.provenance.config))) > MAX_CONFIG:
+        yield f"provenance.config: found {size} characters of JSON, expected at most {MAX_CONFIG}"
     if m.default_preset not in m.presets:
         yield f"default_preset: found {m.default_preset!r}, expected one of the presets"
     if "checkpoint" not in m.provenance.sources:
@@ -387,6 +417,10 @@ def _signature_faults(m: Manifest) -> Iterator[str]:
                 dtype = _dtype(name, t.name, m.components[name].precision)
                 if t.dtype != dtype:
                     yield f"components.{name}.{kind}: {t.name}: found {t.dtype}, expected {dtype}"
+                numbers = math.prod(d for d in t.shape[:4] if isinstance(d, int))  # no tensor has more dimensions
+                if numbers > MAX_ELEMENTS:
+                    most = f"expected at most {MAX_ELEMENTS}"
+                    yield f"components.{name}.{kind}: {t.name}: found {numbers} numbers, {most}"
 
 
 def _dtype(component: str, tensor: str, precision: str) -> str:
@@ -413,24 +447,30 @@ def _run_faults(m: Manifest) -> Iterator[str]:
             yield f"attributes.{name}.branch: found {a.branch}, expected {allowed} for a {a.kind}"
         if a.kind == "z_direction" and m.family != "diffae":
             yield f"attributes.{name}.kind: a bundle of family {m.family} has no z_sem to move"
-    built = {}
+    built: dict[str, Any] = {}
     for name, schedule in (("image", m.schedules.image), ("latent", m.schedules.latent)):
         try:
             with np.errstate(all="ignore"):  # what overflows, build refuses
                 built[name] = None if schedule is None else schedule.build()
         except ArgumentError as e:
             yield f"schedules.{name}: {e}"
+
+    @functools.cache  # a schedule may have a million timesteps, and presets differ in little
+    def fault(of: str, spacing: str, steps: int) -> str:
+        try:
+            space_timesteps(spacing, steps, built[of])
+        except ArgumentError as e:
+            return str(e).removeprefix("steps: ")
+        return ""
+
     for name, p in m.presets.items():
         for key, steps, spacing, of in (
-            ("encode_steps", p.encode_steps, p.spacing, built.get("image")),
-            ("decode_steps", p.decode_steps, p.spacing, built.get("image")),
-            ("latent_steps", p.latent_steps, "diffae", built.get("latent")),
+            ("encode_steps", p.encode_steps, p.spacing, "image"),
+            ("decode_steps", p.decode_steps, p.spacing, "image"),
+            ("latent_steps", p.latent_steps, "diffae", "latent"),
         ):
-            try:
-                if steps is not None and of is not None:
-                    space_timesteps(spacing, steps, of)
-            except ArgumentError as e:
-                yield f"presets.{name}.{key}: {str(e).removeprefix('steps: ')}"
+            if steps is not None and built.get(of) is not None and fault(of, spacing, steps):
+                yield f"presets.{name}.{key}: {fault(of, spacing, steps)}"
         if image := built.get("image"):
             for key, t in (("t_edit", p.t_edit), ("t_boost", p.t_boost)):
                 try:

@@ -19,8 +19,9 @@ from .checks import check_whole
 from .errors import ArgumentError
 
 Timesteps = NDArray[np.int64]
-# σ/α where a network can still predict both x_0 and ε (docs/decisions/0018)
-LEAST_NOISE, MOST_NOISE = 0.01, 160.0
+# σ/α of the first and last timestep of a spacing that is ours to choose, and up to where a schedule may end to be left
+# whole, as DDPM's linear one does with 157 (docs/decisions/0018)
+LEAST_NOISE, MOST_NOISE, WHOLE_NOISE = 0.01, 40.0, 160.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +45,7 @@ class Schedule:
         """T, the number of timesteps that the model was trained with."""
         return int(self.alphas_cumprod.size)
 
-    @property
+    @cached_property
     def log_snr(self) -> NDArray[np.float64]:
         """float64 [T]: log(α/σ), falling; half of the logarithm of the signal-to-noise ratio."""
         return 0.5 * (np.log(self.alphas_cumprod) - np.log1p(-self.alphas_cumprod))
@@ -52,12 +53,20 @@ class Schedule:
     @cached_property
     def span(self) -> range:
         """The timesteps at which a network can predict (docs/decisions/0018): from that whose σ/α is nearest to
-        `LEAST_NOISE` to the last one whose σ/α is at most `MOST_NOISE`; where T allows it, two at least.
+        `LEAST_NOISE` to the last one of all, or, where its σ/α is above `WHOLE_NOISE`, the last one whose σ/α is at
+        most `MOST_NOISE`; where T allows it, two at least.
         """
         noise = -self.log_snr
         first = min(int(np.abs(noise - math.log(LEAST_NOISE)).argmin()), max(self.timesteps - 2, 0))
-        last = int(np.searchsorted(noise, math.log(MOST_NOISE), side="right")) - 1
-        return range(first, min(max(last, first + 1), self.timesteps - 1) + 1)
+        stop = self.timesteps
+        if noise[-1] > math.log(WHOLE_NOISE):
+            stop = min(max(int(np.searchsorted(noise, math.log(MOST_NOISE), side="right")), first + 2), stop)
+        return range(first, stop)
+
+    @cached_property
+    def within_span(self) -> Schedule:
+        """The part of the schedule over its span."""
+        return Schedule(self.alphas_cumprod[self.span.start : self.span.stop])
 
     @classmethod
     def from_betas(cls, betas: ArrayLike) -> Schedule:
@@ -171,6 +180,8 @@ def space_timesteps(spacing: str, steps: int, schedule: Schedule) -> Timesteps:
     if spacing not in _WITHIN_SPAN:
         return SPACINGS[spacing](int(steps), schedule)
     span = schedule.span
+    if steps <= len(span):
+        return span.start + SPACINGS[spacing](int(steps), schedule.within_span)
     first = max(0, min(span.start, span.stop - steps))
     stop = max(span.stop, first + steps)
     return first + SPACINGS[spacing](int(steps), Schedule(schedule.alphas_cumprod[first:stop]))

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from .checks import raise_faults
 from .errors import BundleError, HspaceError
-from .files import write_atomically
+from .files import reason, write_atomically
 
+MAX_HEADER = 2**24  # bytes: names, shapes and metadata
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -54,10 +55,15 @@ class Tensors:
 
 def read_tensors(data: bytes, where: str, error: type[HspaceError] = BundleError) -> Tensors:
     """Parses the bytes of a safetensors file; raises `error` where they are anything else."""
+    length = int.from_bytes(data[:8], "little")
+    if MAX_HEADER < length < len(data):
+        raise error(f"{where}: found a header of {length} bytes, expected at most {MAX_HEADER}")
     try:
         arrays = safetensors.numpy.load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")], object_pairs_hook=_distinct)
+        header = json.loads(data[8 : 8 + length], object_pairs_hook=_distinct)
         return Tensors(where, arrays, header.get("__metadata__") or {}, error)
+    except MemoryError as e:
+        raise error(f"{where}: cannot be read: {reason(e)}") from None
     except Exception:  # the library raises errors of many types, and its text is not for our users
         raise error(f"{where}: expected a safetensors file") from None
 

@@ -15,6 +15,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from hspace.bundle import Bundle
+from hspace.image import read_record
 from hspace.sheet import Sheet
 from hspace.tensors import read_tensors, tensor_bytes
 
@@ -183,6 +184,7 @@ def test_fit_from_two_folders(cli: Cli, null_folder: Path, faces: Path) -> None:
     cli("attribute", "fit", null_folder, "bright", *folders, *ENGINE).error(2, again)
     found = cli("attribute", "fit", null_folder, "bright", *folders, *ENGINE, "--force", "--json").check().json
     report = {"held_out": 12, "accuracy": 1.0, "chance": 0.5, "auc": 1.0}
+    report |= {"engine": "null", "precision": "fp32", "device": "cpu"}
     assert found == {"bright": {"kind": "z_direction", "fitted_to": "30 images with, 30 without", **report}}
     notes = "fitted to 30 images with, 30 without; held out 12; accuracy 1.0; chance 0.5; auc 1.0"
     assert cli("attribute", "list", null_folder, "--json").check().json["bright"]["notes"] == notes
@@ -376,7 +378,7 @@ def test_average(cli: Cli, asyrp_folder: Path, faces: Path, tmp_path: Path) -> N
         (["new", "blcok"], "BLOCK: the bundle has no attribute 'blcok'; did you mean block?"),
         (["a/b", "block"], "NAME: found 'a/b'"),
         (["new", "table"], "table: expected a delta_block of the bundle, one of: block"),
-        (["new", "block", "--t-edit", 1000], "t_edit: no step"),
+        (["new", "block", "--t-edit", 1000], "t_edit: found 1000, expected a timestep, a whole number from 0 to 999"),
     ):
         cli("attribute", "average", asyrp_folder, *arguments, tmp_path / "one", *ENGINE).error(2, fragment)
     assert contents(asyrp_folder) == before
@@ -394,6 +396,9 @@ def test_pca(source: str, cli: Cli, asyrp_folder: Path, faces: Path, tmp_path: P
     assert {k: v for k, v in sound(asyrp_folder).items() if k in found} == dict.fromkeys(found, "delta_h")
     assert Bundle(asyrp_folder).manifest.attributes["pc_0"].branch == "symmetric"
     sheets = [pixels(tmp_path / "pictures" / f"{name}.png") for name in found]
+    record = json.loads(read_record(tmp_path / "pictures" / "pc_1.png") or "")
+    told = record["call"], record["image"], record["count"], len(record["sources"]), record["draws"]
+    assert told == ("attribute pca", 1, 2, *((30, False) if source == "images" else (0, True)))
     editor = hspace.open(asyrp_folder, engine="null")
     shown = editor.encode(sorted((faces / "bright").iterdir()), steps=3) if source == "images" else editor.draw(12)
     for name, sheet in zip(found, sheets, strict=True):  # a row per image, of the first four, a column per strength
@@ -455,6 +460,9 @@ def test_calibrate(cli: Cli, asyrp_folder: Path, faces: Path) -> None:
     assert {p.name for p in (faces / "out").iterdir()} == {"curves.json", "curves.png"}
     curves = json.loads((faces / "out" / "curves.json").read_text())
     assert {k: v for k, v in found.items() if k in curves} == curves
+    made_by, text = curves["made_by"], (faces / "out" / "curves.json").read_text()
+    assert (made_by["call"], made_by["run"]["encode_steps"], len(made_by["sources"])) == ("calibrate", 6, 30)
+    assert str(faces) not in text and (found["engine"], found["precision"]) == ("null", "fp32")
     assert curves["thresholds"] == {"t_edit": 0.1, "t_boost": 0.1} and curves["images"] == 30
     for name, key in (("t_edit", "x_0 to P_t"), ("t_boost", "x_0 to x_t")):
         reached = [t for t, d in zip(curves["timesteps"], curves[key]["mean"], strict=True) if d >= 0.1]

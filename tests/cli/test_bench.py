@@ -10,6 +10,7 @@ from pathlib import Path
 import PIL.Image
 import pytest
 from hspace.bench import counting
+from hspace.errors import needs
 
 from ..conftest import BUNDLES
 from .conftest import Cli
@@ -111,7 +112,7 @@ def test_two_engines_that_compute(cli: Cli, tmp_path: Path, monkeypatch: pytest.
 def test_without_onnx(cli: Cli, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counting, "can_count", lambda: False)
     out = cli("bench", "-b", bundle, "--engine", "null", *QUICK).check().out
-    assert "Warning: GFLOP are left out: install hspace[bench] for GFLOP." in out
+    assert f"Warning: GFLOP are left out: {needs('counting them', 'onnx', 'bench')}." in out
     work = next(block for block in out.split("\n\n") if block.startswith("work"))
     assert work.splitlines()[0].split() == ["work", "evaluations"]
 

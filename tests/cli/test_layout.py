@@ -131,6 +131,20 @@ def test_quality(cli: Cli, on: list[object], photos: Path, tmp_path: Path) -> No
     cli("edit", photos / "a.png", *on, "--format", "jpg", "-o", tmp_path / "a.jpeg").check()
 
 
+def test_options_of_another_output(cli: Cli, on: list[object], photos: Path, tmp_path: Path) -> None:
+    """None is left out silently."""
+    a, named = photos / "a.png", ["--name", "{stem}_x.{ext}"]
+    cli("edit", a, *on, *named, "-o", tmp_path / "x.png").error(2, "--name: of what is in a folder, and ")
+    cli("encode", a, *on, *named, "-o", tmp_path / "x.safetensors").error(2, "--name: of what is in a folder, and ")
+    cli("edit", a, *on, *named, "-o", "-").error(2, "--name: of what is in a folder, and - is none")
+    for more, says in (
+        (["--format", "jpg"], "--format: found jpg, and "),
+        (["--quality", 9], "--quality: found it for "),
+    ):
+        cli("interpolate", a, photos / "b.png", *on, *more, "-o", tmp_path / "x.gif").error(2, says)
+    assert [p.name for p in tmp_path.iterdir()] == ["photos"]
+
+
 def test_clashes(cli: Cli, on: list[object], nested: Path, tmp_path: Path) -> None:
     """Each input of one output is named; all others are done, and the next call says it again."""
     inputs = [nested, nested / "x", nested / "x" / "y"]
@@ -143,6 +157,8 @@ def test_clashes(cli: Cli, on: list[object], nested: Path, tmp_path: Path) -> No
         assert all("would both become" in row["error"] for row in found.json["failed"])
         assert (len(found.json["outputs"]), len(found.json["kept"])) == (outputs, kept)
     assert tree(tmp_path / "out") == ["b.png", "c.png", "d.png"]
+    nothing = cli("edit", nested / "a.png", nested / "x" / "a.png", *on, "-o", tmp_path / "none")
+    nothing.error(2, f"a.png would both become {tmp_path / 'none' / 'a.png'}")
     found = cli(
         "edit", nested / "a.png", nested / "x" / "a.png", *on, "--name", "{index}.{ext}", "-o", tmp_path / "two"
     )

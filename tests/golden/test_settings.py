@@ -336,7 +336,10 @@ def test_a_key_that_nobody_knows_is_told(altered: Callable[..., Path]) -> None:
     assert load_diffae(path).warnings == [
         f"{path}: hyper_parameters: noise_offset, mystery: not known, so not followed"
     ]
-    assert load_diffae(DIFFAE).warnings == []
+    assert load_diffae(DIFFAE, classifier=CLASSIFIER).warnings == []
+    path = altered(CLASSIFIER, mystery=1)
+    says = f"{path}: hyper_parameters: mystery: not known, so not followed"
+    assert load_diffae(DIFFAE, classifier=path).warnings == [says]
 
 
 @pytest.mark.parametrize(

@@ -225,6 +225,16 @@ def link(name: str) -> Maker:
     return make
 
 
+def link_to(target: str, name: str = "trunk.onnx") -> Maker:
+    """Puts a link in a file's place."""
+
+    def make(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).symlink_to(target)
+
+    return make
+
+
 def link_folder(folder: Path) -> None:
     (folder.parent / "outside").mkdir()
     (folder.parent / "outside" / "more.bin").write_bytes(b"x")
@@ -256,7 +266,6 @@ bundle("altered-edit", "a byte of an attribute is altered, and an edit runs", fl
     "table.safetensors: altered", command=EDIT, full=True)
 bundle("file-missing", "a listed file is not there", lambda f: (f / "head.onnx").unlink(), "head.onnx: missing")
 bundle("file-unlisted", "a file that the manifest does not list", write("extra.bin", b"x"), "extra.bin: not listed in")
-bundle("file-hidden", "an unlisted hidden file in a folder", hidden, "attributes/.hidden: not listed in bundle.json")
 bundle("file-truncated", "a listed file is cut short", write("smile.safetensors", PARTS["smile.safetensors"][:-7]),
     "smile.safetensors: found", "bytes, expected", command=INFO)
 bundle("file-grown", "a listed file has a byte more", write("head.onnx", PARTS["head.onnx"] + b"\0"),
@@ -267,11 +276,15 @@ bundle("file-huge", "a listed file of 64 GiB, all holes", holes("trunk.onnx", 2*
     kept=False)
 bundle("file-folder", "a folder in a listed file's place", instead("head.onnx"), "head.onnx: missing",
     "inside.txt: not")
-bundle("file-pipe", "a pipe in a listed file's place", pipe, "trunk.onnx: found 0 bytes", kept=False)
-bundle("file-link", "a listed file is a link", link("trunk.onnx"), "trunk.onnx: a link, expected a plain", kept=False)
-bundle("folder-link", "a folder in the bundle is a link", link_folder, "inside: a link, expected", kept=False)
-bundle("link-dangling", "a link to nowhere", lambda f: (f / "x").symlink_to("nowhere"), "x: a link", kept=False)
-bundle("manifest-link", "the manifest is a link", link("bundle.json"), NO_BUNDLE, kept=False)
+bundle("file-pipe", "a pipe in a listed file's place", pipe, "trunk.onnx: found 0 bytes, and no file", kept=False)
+bundle("folder-link", "a link to a folder that holds nothing listed", link_folder, "inside: not listed", kept=False)
+bundle("link-dangling", "a link to nowhere", lambda f: (f / "x").symlink_to("nowhere"), "x: not listed", kept=False)
+bundle("link-loop", "a listed file is a link to itself", link_to("trunk.onnx"),
+    "trunk.onnx: cannot be read: Too many levels", kept=False)
+bundle("link-device", "a listed file is a link to a device", link_to("/dev/zero"), "found 0 bytes, and no file",
+    kept=False)
+bundle("manifest-link", "the manifest is a link to a device", link_to("/dev/zero", "bundle.json"), NO_BUNDLE,
+    kept=False)
 bundle("manifest-huge", "a manifest of more than 16 MiB", holes("bundle.json", 2**24 + 1),
     "bundle.json: found 16777217 bytes, expected at most 16777216", kept=False)
 bundle("manifest-folder", "the manifest is a folder", instead("bundle.json"), NO_BUNDLE, command=INFO)
@@ -843,7 +856,13 @@ image("taken-turned", "nothing: a square that EXIF turns", picture(S, S, 8, 2, o
 image("taken-cmyk", "nothing: a CMYK JPEG of the right size", write("face.jpg", lambda: jpeg("CMYK", S)), suffix=".jpg",
     code=0, exact=False)
 # fmt: on
-CASES.append(Case("bundle-taken", "nothing: the bundle that the others spoil", spoilt(nothing), VERIFY, 0))
+for name, wrong, spoil, kept in (
+    ("taken", "nothing: the bundle that the others spoil", nothing, True),
+    ("taken-hidden", "nothing: a hidden file in a folder", hidden, True),
+    ("taken-link", "nothing: a file that is a link", link("trunk.onnx"), False),
+    ("taken-link-manifest", "nothing: a manifest that is a link", link("bundle.json"), False),
+):
+    CASES.append(Case(f"bundle-{name}", wrong, spoilt(spoil), VERIFY, 0, kept=kept))
 CASES.append(
     Case(
         "latent-taken",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -10,9 +12,13 @@ from typing import Any
 
 import hspace
 import pytest
-from hspace.bundle import Bundle
-from hspace.errors import BundleError
+from hspace import files, manifest
+from hspace.amend import add_attribute
+from hspace.bundle import Bundle, manifest_bytes
+from hspace.errors import BundleError, HspaceError
+from msgspec.structs import replace as replace_
 
+from ..unit.test_amend import direction
 from .helpers import Json, alter, refused
 
 # --- the listing and the files ------------------------------------------------------------------------
@@ -23,9 +29,14 @@ def truncate(folder: Path) -> None:
     (folder / "smile.safetensors").write_bytes(data[:-7])
 
 
-def link(folder: Path) -> None:
-    (folder / "trunk.onnx").rename(folder.parent / "elsewhere.onnx")
-    (folder / "trunk.onnx").symlink_to(folder.parent / "elsewhere.onnx")
+def link(folder: Path, to: str | Path) -> None:
+    (folder / "trunk.onnx").unlink()
+    (folder / "trunk.onnx").symlink_to(to)
+
+
+def link_to_a_pipe(folder: Path) -> None:
+    os.mkfifo(folder.parent / "pipe")
+    link(folder, folder.parent / "pipe")
 
 
 def link_a_folder(folder: Path) -> None:
@@ -33,9 +44,9 @@ def link_a_folder(folder: Path) -> None:
     (folder / "inside").symlink_to(folder.parent / "outside", target_is_directory=True)
 
 
-def unlisted_below(folder: Path) -> None:
+def unlisted_below(folder: Path, name: str = "evil.pkl") -> None:
     (folder / "sub").mkdir()
-    (folder / "sub" / "evil.pkl").write_bytes(b"x")
+    (folder / "sub" / name).write_bytes(b"x")
 
 
 LISTINGS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
@@ -43,12 +54,24 @@ LISTINGS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "truncated file": (truncate, ["smile.safetensors: found ", "bytes, expected "]),
     "emptied file": (lambda f: (f / "head.onnx").write_bytes(b""), ["head.onnx: found 0 bytes, expected 9"]),
     "unlisted file": (lambda f: (f / "evil.py").write_text(""), ["evil.py: not listed in bundle.json"]),
-    "unlisted hidden file": (lambda f: (f / ".evil").write_text(""), [".evil: not listed in bundle.json"]),
     "unlisted file below": (unlisted_below, ["sub/evil.pkl: not listed in bundle.json"]),
-    "linked file": (link, ["trunk.onnx: a link, expected a plain file"]),
-    "dangling link": (lambda f: (f / "x").symlink_to("nowhere"), ["x: a link, expected a plain file"]),
-    "linked folder": (link_a_folder, ["inside: a link, expected a plain file"]),
-    "file that is a pipe": (lambda f: os.mkfifo(f / "pipe"), ["pipe: not listed in bundle.json"]),
+    "unlisted link": (lambda f: (f / "x").symlink_to("trunk.onnx"), ["x: not listed in bundle.json"]),
+    "unlisted link to nowhere": (lambda f: (f / "x").symlink_to("nowhere"), ["x: not listed in bundle.json"]),
+    "unlisted link to a folder": (link_a_folder, ["inside: not listed in bundle.json"]),
+    "unlisted link to itself": (lambda f: (f / "x").symlink_to("x"), ["x: not listed in bundle.json"]),
+    "unlisted link to its own folder": (lambda f: (f / "x").symlink_to("."), ["x: not listed in bundle.json"]),
+    "unlisted pipe": (lambda f: os.mkfifo(f / "pipe"), ["pipe: not listed in bundle.json"]),
+    "name that is not UTF-8": (
+        lambda f: Path(os.fsdecode(bytes(f) + b"/\xff.bin")).write_text(""),
+        [".bin: not listed"],
+    ),
+    "a hub's name further down": (lambda f: unlisted_below(f, "README.md"), ["sub/README.md: not listed"]),
+    "link to nowhere": (lambda f: link(f, "nowhere"), ["trunk.onnx: missing"]),
+    "link to itself": (lambda f: link(f, "trunk.onnx"), ["trunk.onnx: cannot be read: Too many levels of symbolic li"]),
+    "link to a folder": (lambda f: link(f, ".."), ["trunk.onnx: missing"]),
+    "link to a device": (lambda f: link(f, "/dev/zero"), ["trunk.onnx: found 0 bytes, and no file, expected 9"]),
+    "link to a pipe": (link_to_a_pipe, ["trunk.onnx: found 0 bytes, and no file, expected 9"]),
+    "link to another file": (lambda f: link(f, "smile.safetensors"), ["trunk.onnx: found ", " bytes, expected 9"]),
 }
 
 
@@ -61,11 +84,13 @@ def test_listing(name: str, null_folder: Path) -> None:
 
 
 def test_listing_faults_come_together(null_folder: Path) -> None:
-    link(null_folder)
+    link(null_folder, "trunk.onnx")
     truncate(null_folder)
     (null_folder / "head.onnx").unlink()
     (null_folder / "evil.py").write_text("")
-    with refused(BundleError, "trunk.onnx: a link", "smile.safetensors: found", "head.onnx: missing", "evil.py: not"):
+    with refused(
+        BundleError, "trunk.onnx: cannot be read", "smile.safetensors: found", "head.onnx: missing", "evil.py: not"
+    ):
         Bundle(null_folder)
 
 
@@ -115,6 +140,121 @@ def test_empty_folders_are_no_fault(null_folder: Path) -> None:
     Bundle(null_folder)
 
 
+# --- links and what stands beside ---------------------------------------------------------------------
+
+
+def hub(folder: Path) -> Path:
+    """As a model hub's cache keeps it: the files are links to blobs, and files of its own stand beside them."""
+    cache = folder.parent / "cache" / "models--faces"
+    (cache / "blobs").mkdir(parents=True)
+    for path in [p for p in folder.rglob("*") if p.is_file()]:
+        blob = cache / "blobs" / hashlib.sha256(path.read_bytes()).hexdigest()
+        path.rename(blob)
+        place = cache / "snapshots" / "0123abcd" / path.relative_to(folder)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(os.path.relpath(blob, place.parent))
+    for name in (".gitattributes", "README.md", "LICENSE"):
+        (cache / "snapshots" / "0123abcd" / name).write_text("x")
+    return cache / "snapshots" / "0123abcd"
+
+
+def mounted(folder: Path) -> Path:
+    """As a Kubernetes volume is: names that lead through ..data to a folder with a date."""
+    mount = folder.parent / "mount"
+    mount.mkdir()
+    folder.rename(mount / "..2024_05_06_07_08_09.123")
+    (mount / "..data").symlink_to("..2024_05_06_07_08_09.123")
+    for name in os.listdir(mount / "..data"):
+        (mount / name).symlink_to(f"..data/{name}")
+    return mount
+
+
+def linked(folder: Path) -> Path:
+    (folder.parent / "link").symlink_to(folder)
+    return folder.parent / "link"
+
+
+@pytest.mark.parametrize("place", [hub, mounted, linked])
+def test_bundles_behind_links(place: Callable[[Path], Path], null_folder: Path) -> None:
+    """They open, with what they hold; and what a link leads to is held to its SHA-256 like anything else."""
+    add_attribute(Bundle(null_folder), "below", direction(), "z_direction", "none")
+    before = Bundle(null_folder).manifest
+    folder = place(null_folder)
+    editor = hspace.open(folder, engine="null")
+    assert editor.bundle.manifest == before and "below" in editor.attributes
+    assert [size for _, size in Bundle(folder).verify()] == [entry.bytes for _, entry in before.files()]
+    real = (folder / before.attributes["below"].file).resolve()
+    data = bytearray(real.read_bytes())
+    data[-1] ^= 1
+    real.write_bytes(data)
+    with refused(BundleError, f"{folder / before.attributes['below'].file}: altered: found SHA-256"):
+        hspace.open(folder, engine="null")
+
+
+def test_what_may_stand_beside(null_folder: Path) -> None:
+    """Nothing of it is read."""
+    for name in (".DS_Store", ".git/config", ".cache/huggingface/x", "sub/.hidden", "README.md", "LICENSE"):
+        (null_folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (null_folder / name).write_text("x")
+    (null_folder / ".loop").symlink_to(".")
+    os.mkfifo(null_folder / ".pipe")
+    assert {name for name, _ in Bundle(null_folder).verify()}.isdisjoint({"README.md", "LICENSE"})
+
+
+def test_a_file_that_becomes_a_pipe(null_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After its size was checked: it is refused, and nobody waits for a writer."""
+    opened = Bundle(null_folder)
+    check = files.check_file
+
+    def late(path: Path, error: type[HspaceError]) -> int:
+        size = check(path, error)
+        os.unlink(path)
+        os.mkfifo(path)
+        return size
+
+    monkeypatch.setattr(files, "check_file", late)
+    with refused(BundleError, "smile.safetensors: not a file"):
+        opened.read(opened.manifest.attributes["smile"])
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        (errno.EMFILE, "Too many open files"),
+        (errno.ENOMEM, "Cannot allocate memory"),
+        (errno.EIO, "Input/output error"),
+    ],
+)
+def test_shortage_is_named(number: int, says: str, null_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Bundle(null_folder)
+
+    def short(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("hspace.files.os.open", short)
+    for read in (
+        lambda: Bundle(null_folder),
+        lambda: list(opened.verify()),
+        lambda: opened.check(opened.manifest.attributes["smile"]),
+    ):
+        with refused(BundleError, f"cannot be read: {says}"):
+            read()
+    monkeypatch.undo()
+    monkeypatch.setattr("hspace.bundle.os.scandir", short)
+    with refused(BundleError, f"{null_folder}: cannot be read: {says}"):
+        Bundle(null_folder)
+
+
+def test_little_memory(null_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(*_: object) -> None:
+        raise MemoryError
+
+    opened = Bundle(null_folder)
+    monkeypatch.setattr("hspace.files.os.open", short)
+    with refused(BundleError, "trunk.onnx: cannot be read: Cannot allocate memory"):
+        opened.read_component("trunk")
+
+
 # --- no manifest, or no JSON --------------------------------------------------------------------------
 
 
@@ -130,8 +270,13 @@ def a_file(folder: Path) -> None:
 
 
 def link_manifest(folder: Path) -> None:
-    (folder / "bundle.json").rename(folder.parent / "real.json")
-    (folder / "bundle.json").symlink_to(folder.parent / "real.json")
+    (folder / "bundle.json").unlink()
+    (folder / "bundle.json").symlink_to("nowhere")
+
+
+def pipe_manifest(folder: Path) -> None:
+    (folder / "bundle.json").unlink()
+    os.mkfifo(folder / "bundle.json")
 
 
 def manifest_folder(folder: Path) -> None:
@@ -140,7 +285,7 @@ def manifest_folder(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "spoil", [no_folder, a_file, link_manifest, manifest_folder, lambda f: (f / "bundle.json").unlink()]
+    "spoil", [no_folder, a_file, link_manifest, pipe_manifest, manifest_folder, lambda f: (f / "bundle.json").unlink()]
 )
 def test_no_manifest(spoil: Callable[[Path], object], null_folder: Path) -> None:
     spoil(null_folder)
@@ -211,7 +356,7 @@ def set_(path: str, value: Any) -> Callable[[Json], None]:
     def change(manifest: Json) -> None:
         *parents, last = path.split(".")
         for part in parents:
-            manifest = manifest[part]
+            manifest = manifest[int(part) if isinstance(manifest, list) else part]
         manifest[last] = value
 
     return change
@@ -430,6 +575,114 @@ def test_other_format(version: object, null_folder: Path) -> None:
     alter(null_folder, lambda m: m.update(format_version=version))
     with refused(BundleError, "bundle.json: format_version: "):
         Bundle(null_folder)
+
+
+@pytest.mark.parametrize(
+    ("minor", "says"), [(2, "found 2, expected 1: a newer hspace"), (-1, "format_minor: expected")]
+)
+def test_format_with_additions(minor: int, says: str, null_folder: Path) -> None:
+    """Those of a newer hspace are refused as such, and none of today's makes a bundle that older ones cannot read."""
+    alter(null_folder, lambda m: m.update(format_minor=minor, colour=1))
+    with refused(BundleError, "format_minor: ", says):
+        Bundle(null_folder)
+    alter(null_folder, lambda m: (m.pop("format_minor"), m.pop("colour")))
+    found = Bundle(null_folder).manifest
+    assert not {"format_minor", "accuracy"} & json.loads(manifest_bytes(null_folder, found)).keys()
+    record = manifest.Accuracy(precision="bf16", inversion=50.0, reconstruction=45.0, edit=40.0)
+    (null_folder / "bundle.json").write_bytes(manifest_bytes(null_folder, replace_(found, accuracy=record)))
+    assert Bundle(null_folder).manifest == replace_(found, accuracy=record, format_minor=1)
+
+
+# --- counts and sizes ---------------------------------------------------------------------------------
+
+
+def many(path: str, count: int, make: Callable[[int], Any]) -> Callable[[Json], None]:
+    """A change that gives a mapping at a dotted path so many entries."""
+
+    def change(m: Json) -> None:
+        at = m
+        for part in path.split("."):
+            at = at[part]
+        at |= {f"n{i}": make(i) for i in range(count - len(at))}
+
+    return change
+
+
+def tensors(count: int) -> list[Json]:
+    return [{"name": f"skip_{i}", "dtype": "float32", "shape": ["N", 1, 1, 1]} for i in range(count)]
+
+
+PRESET = {"encode_steps": 4, "decode_steps": 4, "spacing": "diffae", "clip": True}
+SOURCE = {"file": "x", "sha256": "0" * 64}
+FILE = {"bytes": 1, "sha256": "0" * 64, "kind": "z_direction", "branch": "none"}
+BEYOND: dict[str, tuple[Callable[[Json], object], str]] = {
+    "attributes": (
+        many("attributes", 1001, lambda i: {"file": f"x{i}", **FILE}),
+        "attributes: found 1001 entries, expected at most 1000",
+    ),
+    "presets": (many("presets", 65, lambda _: PRESET), "presets: found 65 entries, expected at most 64"),
+    "sources": (many("provenance.sources", 2001, lambda _: SOURCE), "provenance.sources: found 2001 entries, expected"),
+    "inputs": (
+        set_("components.head.inputs", tensors(1001)),
+        "components.head.inputs: expected `array` of length <= 1000",
+    ),
+    "outputs": (
+        set_("components.trunk.outputs", tensors(1001)),
+        "components.trunk.outputs: expected `array` of length",
+    ),
+    "betas": (
+        set_("schedules.image", {"kind": "betas", "betas": [0.1] * 100_001}),
+        "schedules.image.betas: expected `array` of length <= 100000",
+    ),
+    "timesteps": (
+        set_("schedules.image", {"kind": "linear", "timesteps": 1_000_001}),
+        "schedules.image.timesteps: expected `int` <= 1000000",
+    ),
+    "licence": (set_("licence", "x" * 100_001), "licence: expected `str` of length <= 100000"),
+    "exporter": (set_("provenance.exporter", "x" * 1001), "provenance.exporter: expected `str` of length <= 1000"),
+    "source's name": (
+        set_("provenance.sources.checkpoint.file", "x" * 1001),
+        "checkpoint.file: expected `str` of length",
+    ),
+    "source's role": (set_("provenance.sources", {"x" * 1001: SOURCE}), "expected `str` of length <= 1000"),
+    "config": (set_("provenance.config", {"a": "x" * 2**18}), "provenance.config: found 262153 characters of JSON"),
+    "values": (set_("provenance.config", {"a": [0] * 2**20}), "commas, expected at most 524288"),
+    "numbers of a tensor": (
+        set_("components.trunk.outputs.2.shape", ["N", 65536, 65536, 1]),
+        "skip_0: found 4294967296 numbers, expected at most 2147483648",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_beyond_the_limits(name: str, null_folder: Path) -> None:
+    change, fragment = BEYOND[name]
+    alter(null_folder, change)
+    with refused(BundleError, "bundle.json: ", fragment):
+        Bundle(null_folder)
+
+
+def test_a_manifest_of_every_limit(null_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read, and what takes a schedule's length is done once for each number of steps."""
+
+    def fill(m: Json) -> None:
+        for path, count, make in (
+            ("attributes", 1000, lambda i: {"file": f"x{i}", **FILE}),
+            ("provenance.sources", 2000, lambda _: SOURCE),
+            ("presets", 64, lambda i: {**PRESET, "spacing": "logsnr", "encode_steps": 900 + i % 2}),
+        ):
+            many(path, count, make)(m)
+        m["schedules"]["image"] = {"kind": "linear", "timesteps": 10**6, "beta_start": 1e-6, "beta_end": 2e-5}
+        m["provenance"] |= {"config": {"a": "x" * 200_000}, "exporter": "x" * 1000}
+        m["licence"] = "x" * 100_000
+
+    alter(null_folder, fill)
+    calls: list[tuple[str, int]] = []
+    space = manifest.space_timesteps
+    monkeypatch.setattr(manifest, "space_timesteps", lambda *a: (calls.append(a[:2]), space(*a))[1])
+    found = manifest.parse_manifest((null_folder / "bundle.json").read_bytes(), "x")
+    assert len(found.attributes) == 1000 and len(found.presets) == 64
+    assert sorted(calls) == [("diffae", 4), ("diffae", 4), ("diffae", 5), *[("logsnr", n) for n in (4, 900, 901)]]
 
 
 def test_control_characters_in_json_text_stay_json(null_folder: Path) -> None:

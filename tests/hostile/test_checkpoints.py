@@ -340,6 +340,13 @@ def test_attribute_whose_name_does_not_tell_its_steps(tmp_path: Path) -> None:
         load_asyrp(DDPM, smile=tmp_path / "smile.pth")
 
 
+@pytest.mark.parametrize("name", ["smile_ngen0.pth", "smile_ngen1001.pth", f"smile_ngen{10**50}.pth"])
+def test_attribute_whose_name_tells_of_odd_steps(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(DDPM.with_name(ATTRIBUTE).read_bytes())
+    with refused(ArgumentError, f"{tmp_path / name}: n_train: found ", "expected a whole number from 1 to 1000"):
+        load_asyrp(DDPM, smile=tmp_path / name)
+
+
 def test_what_weights_cannot_tell() -> None:
     with refused(ArgumentError, f"{DDPM}: the weights cannot tell the image size; give --preset or --image-size"):
         load_asyrp(DDPM, Settings())

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hspace import Editor, Latent, Program
+from hspace import Editor, Latent, Program, files
+from hspace.amend import add_attribute, rename_attribute, set_preset
+from hspace.bundle import Bundle
+from hspace.checks import quoted, raise_faults
 from hspace.errors import ArgumentError, HspaceError, ImageError, LatentError, OutputError, ProgramError
-from hspace.files import read_file
+from hspace.files import read_file, write_atomically
 from hspace.image import load_images, save_image
 from hspace.program import ROW64
 from safetensors import numpy as library
 
+from ..stepping import FINISHED, INTERRUPTED, stopped
 from .helpers import refused, safetensors, snapshot
 
 FORMAT = {"format": "hspace-latent-1"}
@@ -301,6 +308,210 @@ def test_output_that_fails_half_way(name: str, tmp_path: Path, monkeypatch: pyte
     WRITERS[name](tmp_path / name)
     assert list(snapshot(tmp_path)) == [name]
     assert snapshot(tmp_path)[name] != b"before"
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444, 0o755])
+def test_output_keeps_permissions(mode: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the file that it replaces, from its first byte on; a new file has the umask's."""
+    seen = []
+    sync = os.fsync
+
+    def look(descriptor: int) -> None:
+        seen.append(stat.S_IMODE(os.fstat(descriptor).st_mode))
+        sync(descriptor)
+
+    (tmp_path / "x").write_bytes(b"before")
+    (tmp_path / "x").chmod(mode)
+    monkeypatch.setattr("hspace.files.os.fsync", look)
+    write_atomically(tmp_path / "x", b"after")
+    assert (tmp_path / "x").read_bytes() == b"after"
+    assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == seen[0] == mode
+    mask = os.umask(0o077)
+    try:
+        write_atomically(tmp_path / "y", b"new")
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE((tmp_path / "y").stat().st_mode) == 0o600
+
+
+def test_output_that_is_interrupted(tmp_path: Path) -> None:
+    """Before each of its steps: the file has the old contents or the new ones, and nothing else is left."""
+    for number in itertools.count():
+        (tmp_path / "x").write_bytes(b"before")
+        code = stopped(lambda: write_atomically(tmp_path / "x", b"after"), tmp_path, number, "interrupt")
+        assert (tmp_path / "x").read_bytes() in (b"before", b"after")
+        assert list(snapshot(tmp_path)) == ["x"]
+        if code == FINISHED:
+            break
+        assert code == INTERRUPTED
+    assert number > 3
+
+
+def test_output_where_folders_cannot_be_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("hspace.files.os.open", refuse)
+    write_atomically(tmp_path / "x", b"new")
+    assert snapshot(tmp_path) == {"x": b"new"}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EIO])
+def test_shortage_is_named(reader: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not told as a file of another kind."""
+    if reader == "image":
+        pytest.skip("Pillow opens it")
+    (tmp_path / "x").write_bytes(GOOD)
+
+    def short(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    read, error = READERS[reader]
+    monkeypatch.setattr("hspace.files.os.open", short)
+    with refused(error, f"{tmp_path / 'x'}: cannot be read: {os.strerror(number)}"):
+        read(tmp_path / "x")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.EROFS, errno.EACCES, errno.EIO])
+@pytest.mark.parametrize("call", ["builtins.open", "os.replace", "os.fsync"])
+def test_shortage_of_outputs_is_named(number: int, call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    (tmp_path / "x").write_bytes(b"before")
+    with monkeypatch.context() as patch, refused(OutputError, f"x: cannot be written: {os.strerror(number)}"):
+        patch.setattr(call, short)
+        write_atomically(tmp_path / "x", b"after")
+    assert snapshot(tmp_path) == {"x": b"before"}
+
+
+def test_a_file_that_is_replaced_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a longer one, after its size was looked at: all of it is read, not the old length of it."""
+    (tmp_path / "x").write_bytes(b"short")
+    check = files.check_file
+
+    def late(path: Path, error: type[HspaceError]) -> int:
+        size = check(path, error)
+        write_atomically(path, b"something longer")
+        return size
+
+    monkeypatch.setattr(files, "check_file", late)
+    assert read_file(tmp_path / "x", ProgramError) == b"something longer"
+    with refused(ProgramError, "x: found 16 bytes, expected at most 5"):
+        read_file(tmp_path / "x", ProgramError, 5)
+
+
+# --- provenance and headers -------------------------------------------------------------------------------
+
+PROVENANCES: dict[str, tuple[Any, str]] = {
+    "a list": ([("a", "b")], "provenance: expected texts by name"),
+    "nothing": (None, "provenance: expected texts by name"),
+    "a name that is no text": ({1: "a"}, "provenance: expected texts by name"),
+    "a value that is no text": ({"a": 1}, "provenance: expected texts by name"),
+    "bytes": ({"a": b"x"}, "provenance: expected texts by name"),
+    "the format's own name": ({"format": "x"}, "provenance: found 'format', which is the file's own"),
+    "half a surrogate": ({"a": "\ud800"}, "provenance: found half of a surrogate pair"),
+    "half a surrogate as a name": ({"\udfff": "a"}, "provenance: found half of a surrogate pair"),
+    "a name of the file system's": ({"bundle": os.fsdecode(b"\xff")}, "provenance: found half of a surrogate pair"),
+    "too much": ({"a": "ä" * 2**19}, "provenance: found 1048577 bytes, expected at most 1048576"),
+}
+
+
+@pytest.mark.parametrize("name", PROVENANCES)
+def test_provenance(name: str, tmp_path: Path) -> None:
+    """Refused when the latent is made, and when it was changed afterwards."""
+    provenance, says = PROVENANCES[name]
+    with refused(LatentError, says):
+        Latent(X, Z, provenance=provenance)
+    latent = Latent(X, Z)
+    object.__setattr__(latent, "provenance", provenance)
+    with refused(LatentError, says, unchanged=tmp_path):
+        latent.save(tmp_path / "x.safetensors")
+
+
+def test_provenance_that_is_kept(tmp_path: Path) -> None:
+    told = {"bundle": "Gesichter 😀", "": "", "a\nb": "\x00", "preset": "x" * 2**19}
+    Latent(X, Z, provenance=told).save(tmp_path / "x.safetensors")
+    found = Latent.load(tmp_path / "x.safetensors")
+    assert found.provenance == told and np.array_equal(found.x_T, X)
+
+
+HEADERS: dict[str, tuple[bytes, str]] = {
+    "metadata of a number": (b'{"__metadata__": {"a": 1}}', "expected a safetensors file"),
+    "metadata of a list": (b'{"__metadata__": []}', "expected a safetensors file"),
+    "metadata in metadata": (b'{"__metadata__": {"a": {"b": "c"}}}', "expected a safetensors file"),
+    "metadata of null": (b'{"__metadata__": {"format": null}}', "expected a safetensors file"),
+    "half a surrogate": (b'{"__metadata__": {"a": "\\ud800"}}', "expected a safetensors file"),
+    "not UTF-8": (b'{"__metadata__": {"a": "\xff"}}', "expected a safetensors file"),
+    "a name twice": (b'{"__metadata__": {"a": "b", "a": "c"}}', "expected a safetensors file"),
+    "more than 16 MiB": (
+        b'{"__metadata__": {"a": "' + b"x" * 2**24 + b'"}}',
+        "found a header of 16777243 bytes, expected",
+    ),
+    "provenance of 2 MiB": (
+        b'{"__metadata__": {"format": "hspace-latent-1", "a": "' + b"x" * 2**21 + b'"}, '
+        b'"x_T": {"dtype": "F32", "shape": [1, 3, 1, 1], "data_offsets": [0, 12]}}',
+        "provenance: found 2097153 bytes, expected at most 1048576",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_header(name: str, tmp_path: Path) -> None:
+    header, says = HEADERS[name]
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(safetensors(header, bytes(12)))
+    with refused(LatentError, f"{path}: {says}"):
+        Latent.load(path)
+
+
+# --- what messages quote ----------------------------------------------------------------------------------
+
+
+class Odd:
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("smile", "'smile'"),
+        (7, "7"),
+        ("x" * 100, repr("x" * 100)),
+        ("x" * 140_000, "'" + "x" * 99 + "…"),
+        (b"\0" * 140_000, "b'" + "\\x00" * 24 + "\\x…"),
+        (10**5000, "a value of type int"),
+        (Odd(), "a value of type Odd"),
+        (["x" * 1000], "['" + "x" * 98 + "…"),
+    ],
+    ids=["text", "number", "long enough", "too long", "bytes", "digits", "no repr", "inside"],
+)
+def test_quoted(value: object, text: str) -> None:
+    assert quoted(value) == text
+
+
+@pytest.mark.parametrize("name", ["x" * 140_000, 10**5000, "\ud800"], ids=["long", "digits", "surrogate"])
+def test_names_are_quoted_in_short(name: Any, null_folder: Path) -> None:
+    bundle = Bundle(null_folder)
+    preset = bundle.preset()[1]
+    for call in (
+        lambda: bundle.preset(name),
+        lambda: bundle.component(name),
+        lambda: set_preset(bundle, name, preset),
+        lambda: rename_attribute(bundle, "smile", name),
+        lambda: add_attribute(bundle, name, b"", "z_direction", "none"),
+    ):
+        with pytest.raises(HspaceError) as caught:
+            call()
+        assert 20 < len(str(caught.value)) < 1000
+
+
+def test_many_long_faults_are_cut() -> None:
+    with pytest.raises(LatentError) as caught:
+        raise_faults(LatentError, "x", ["f" * 10_000] * 70)
+    assert len(str(caught.value)) < 13_000 and str(caught.value).endswith("; and 61 more")
 
 
 @pytest.mark.parametrize("name", ["x", "x.gif", "x.PNGG", "png"])

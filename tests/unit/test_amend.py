@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,8 @@ from hspace.errors import ArgumentError, BundleError, OutputError
 from hspace.files import write_atomically
 from hspace.manifest import MANIFEST, Source
 from hspace.tensors import tensor_bytes
+
+from ..hostile.helpers import replace as replace_file
 
 SOURCE = Source(file="smile.pth", sha256="a" * 64)
 
@@ -168,10 +171,12 @@ def test_a_failure_changes_nothing(
     before, bundle = contents(null_folder), Bundle(null_folder)
     manifest = bundle.manifest
 
-    def fail(*_: object) -> None:
-        raise error
+    def fail(path: Path, *parts: bytes) -> None:
+        if path.name == MANIFEST:
+            raise error
+        write_atomically(path, *parts)
 
-    monkeypatch.setattr(amend, "write_manifest", fail)
+    monkeypatch.setattr(amend, "write_atomically", fail)
     with pytest.raises(type(error)):
         CHANGES[change](bundle)
     assert contents(null_folder) == before and bundle.manifest is manifest
@@ -184,13 +189,29 @@ def test_a_failure_changes_nothing(
 def test_an_attribute_that_cannot_be_written(null_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, bundle = contents(null_folder), Bundle(null_folder)
 
-    def fail(path: Path, _: bytes) -> None:
-        raise OutputError(f"{path}: disk full")
+    def fail(path: Path, *parts: bytes) -> None:
+        if path.suffix == ".safetensors":
+            raise OutputError(f"{path}: disk full")
+        write_atomically(path, *parts)
 
     monkeypatch.setattr(amend, "write_atomically", fail)
     with pytest.raises(OutputError, match="disk full"):
         CHANGES["add"](bundle)
     assert contents(null_folder) == before and not (null_folder / "attributes").exists()
+
+
+def test_a_full_disk(null_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is named, and nothing is left."""
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    before, bundle = contents(null_folder), Bundle(null_folder)
+    monkeypatch.setattr("hspace.files.os.fsync", full)
+    for change in CHANGES.values():
+        with pytest.raises(OutputError, match="cannot be written: No space left on device"):
+            change(bundle)
+    assert contents(null_folder) == before
 
 
 def test_a_folder_that_cannot_be_made(null_folder: Path) -> None:
@@ -206,34 +227,29 @@ def test_a_folder_that_cannot_be_made(null_folder: Path) -> None:
     assert check_sound(null_folder, before) == before
 
 
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("meanwhile", ["add", "rename"])
-def test_a_bundle_that_changed_meanwhile(change: str, meanwhile: str, null_folder: Path) -> None:
-    """Refused, and what the other wrote is left alone, above all a new attribute's file, whose name both would take."""
+def test_a_bundle_that_changed_meanwhile(null_folder: Path) -> None:
+    """What is there now is amended, and the opened bundle knows of all of it."""
     before, bundle = contents(null_folder), Bundle(null_folder)
-    CHANGES[meanwhile](Bundle(null_folder))
-    other = contents(null_folder)
-    with pytest.raises(BundleError, match=r"bundle\.json: was changed by something else meanwhile"):
-        CHANGES[change](bundle)
-    assert check_sound(null_folder, before) == other
+    add_attribute(Bundle(null_folder), "other", direction(seed=5), "z_direction", "none")
+    for change in CHANGES.values():
+        change(bundle) if change is not CHANGES["rename"] else rename_attribute(bundle, "beard", "grin")
+    check_sound(null_folder, before)
+    assert bundle.manifest == Bundle(null_folder).manifest
+    assert set(bundle.manifest.attributes) == {"block", "table", "haas", "grin", "other", "frown"}
+    with pytest.raises(ArgumentError, match="the bundle has 'other' already"):
+        add_attribute(bundle, "other", direction(), "z_direction", "none")
+    with pytest.raises(ArgumentError, match="no attribute 'smile'"):
+        remove_attribute(bundle, "smile")
 
 
-def test_a_bundle_that_changes_in_between(null_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another process adds an attribute after the check and before the file is written: its file is not touched."""
-    before, bundle = contents(null_folder), Bundle(null_folder)
-
-    def late(path: Path, data: bytes) -> None:
-        monkeypatch.undo()
-        write_atomically(path, data)
-        manifest = Bundle.__new__(Bundle)
-        manifest.folder, manifest.manifest = null_folder, bundle.manifest
-        add_attribute(manifest, "other", direction(seed=5), "z_direction", "none")
-
-    monkeypatch.setattr(amend, "write_atomically", late)
-    with pytest.raises(BundleError, match="meanwhile"):
-        CHANGES["add"](bundle)
-    after = check_sound(null_folder, before)
-    assert after.keys() - before.keys() == {"attributes/001.safetensors"}
+def test_another_model_meanwhile(null_folder: Path) -> None:
+    """What was fitted to one is not added to the other."""
+    bundle = Bundle(null_folder)
+    data = b"\x08\x09\x3a\x02\x12\x00\x12\x01Z"
+    replace_file(null_folder, "components.head", data)
+    for change in CHANGES.values():
+        with pytest.raises(BundleError, match="was replaced by another model meanwhile; open it again"):
+            change(bundle)
 
 
 def test_a_manifest_that_is_gone_or_spoilt(null_folder: Path) -> None:
@@ -242,14 +258,100 @@ def test_a_manifest_that_is_gone_or_spoilt(null_folder: Path) -> None:
     with pytest.raises(BundleError, match="expected JSON"):
         CHANGES["add"](bundle)
     (null_folder / MANIFEST).unlink()
-    with pytest.raises(BundleError, match=r"bundle\.json: no such file"):
+    with pytest.raises(BundleError, match=r"expected a bundle: a folder with a bundle\.json"):
         CHANGES["rename"](bundle)
     assert not (null_folder / "attributes").exists()
+    shutil.rmtree(null_folder)
+    with pytest.raises(OutputError, match="cannot be locked: No such file or directory"):
+        CHANGES["preset"](bundle)
+
+
+# --- what others left -------------------------------------------------------------------------------------
+
+
+def test_remains_are_swept(null_folder: Path) -> None:
+    """Of this kind alone: other hidden files, and what the journal says of places outside, stay."""
+    outside = null_folder.parent / "outside"
+    outside.mkdir()
+    stay = [null_folder / ".hidden", null_folder / ".gitattributes", outside / "file", null_folder / "README.md"]
+    stay += [null_folder / ".bundle.json.swp", null_folder / "more" / ".bundle.json.0123456789ab"]
+    go = [null_folder / "attributes" / name for name in ("000.safetensors", ".001.safetensors.0123456789ab")]
+    go += [null_folder / name for name in ("old.safetensors", ".bundle.json.0123456789ab", "..amend.0123456789ab")]
+    for path in (*stay, *go):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("x")
+    (null_folder / "link").symlink_to(outside)
+    (null_folder / "folder").mkdir()
+    journal = [
+        "attributes/000.safetensors",
+        "old.safetensors",
+        "link",
+        "link/file",
+        "../outside/file",
+        "smile.safetensors",
+    ]
+    journal += [str(outside / "file"), "trunk.onnx", "bundle.json/x", "folder", "", ".", "..", "a\0b"]
+    (null_folder / ".amend").write_text(json.dumps(journal))
+    before = contents(null_folder)
+    (null_folder / "link").unlink()
+    (null_folder / "link").symlink_to(outside)
+    Bundle(null_folder)
+    CHANGES["preset"](Bundle(null_folder))
+    after = contents(null_folder)
+    assert before.keys() - after.keys() == {str(p.relative_to(null_folder)) for p in go} | {".amend"}
+    assert after.keys() <= before.keys() and (outside / "file").exists() and (null_folder / "folder").is_dir()
+
+
+@pytest.mark.parametrize("journal", [b"", b"{}", b"[1]", b'["\xff"]', b"[" * 100_000, b'["' + b"x" * 999 + b'"]'])
+def test_a_journal_of_no_amend(journal: bytes, null_folder: Path) -> None:
+    (null_folder / ".amend").write_bytes(journal)
+    Bundle(null_folder)
+    (null_folder / "extra.bin").write_text("x")
+    with pytest.raises(BundleError, match=r"extra\.bin: not listed"):
+        Bundle(null_folder)
+    (null_folder / "extra.bin").unlink()
+    CHANGES["preset"](Bundle(null_folder))
+    assert not (null_folder / ".amend").exists()
+
+
+def test_links_are_replaced_and_not_followed(null_folder: Path) -> None:
+    """In a model hub's cache: what the links lead to is shared, and stays as it was."""
+    blobs = null_folder.parent / "blobs"
+    blobs.mkdir()
+    for path in list(null_folder.iterdir()):
+        path.rename(blobs / path.name)
+        path.symlink_to(Path("..") / "blobs" / path.name)
+    before, bundle = contents(blobs), Bundle(null_folder)
+    for change in CHANGES.values():
+        change(bundle) if change is not CHANGES["rename"] else rename_attribute(bundle, "beard", "grin")
+    assert contents(blobs) == before
+    assert {name for name, _ in Bundle(null_folder).verify()} | {MANIFEST} == contents(null_folder).keys()
+
+
+@pytest.mark.parametrize("place", ["outside", "bundle/..data"])
+def test_nothing_is_changed_behind_a_linked_folder(place: str, null_folder: Path) -> None:
+    """Not even its last file removed, after which the link would stand there unlisted."""
+    real = null_folder.parent / place
+    CHANGES["add"](Bundle(null_folder))
+    (null_folder / "attributes").rename(real)
+    (null_folder / "attributes").symlink_to(real)
+    before, bundle = contents(null_folder), Bundle(null_folder)
+    with pytest.raises(OutputError, match=r"001\.safetensors: is behind a linked folder, where nothing is added"):
+        add_attribute(bundle, "wave", table(), "delta_h", "symmetric")
+    for change in (
+        lambda: remove_attribute(bundle, "frown"),
+        lambda: add_attribute(bundle, "frown", direction(), "z_direction", "none", replace=True),
+    ):
+        with pytest.raises(OutputError, match="is behind a linked folder"):
+            change()
+    assert contents(null_folder) == before and [p.name for p in real.iterdir()] == ["000.safetensors"]
+    rename_attribute(bundle, "frown", "scowl")
+    assert "scowl" in hspace.open(null_folder, engine="null").attributes
 
 
 # --- refusals ---------------------------------------------------------------------------------------------
 
-BAD_NAMES = ["", "a/b", "a=b", "a,b", "a\\b", "line\nbreak", "x" * 101, "\x1b[2J"]
+BAD_NAMES = ["", "a/b", "a=b", "a,b", "a\\b", "line\nbreak", "x" * 101, "\x1b[2J", "\udcff"]
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
@@ -262,6 +364,14 @@ def test_names_that_a_manifest_cannot_hold(name: str, null_folder: Path) -> None
     ):
         with pytest.raises(ArgumentError, match=f"{what}: found .*expected 1 to 100 printable"):
             change()
+    assert contents(null_folder) == before
+
+
+def test_a_source_whose_name_is_not_utf_8(null_folder: Path) -> None:
+    before, bundle = contents(null_folder), Bundle(null_folder)
+    source = Source(file="\udcff.pth", sha256="a" * 64)
+    with pytest.raises(BundleError, match="half of a surrogate pair"):
+        add_attribute(bundle, "frown", direction(), "z_direction", "none", source=source)
     assert contents(null_folder) == before
 
 

@@ -215,7 +215,7 @@ def test_samples_on_every_schedule(name: str) -> None:
 def test_without_a_span_they_are_lost(monkeypatch: pytest.MonkeyPatch, name: str, key: str, network: str) -> None:
     """What the limits are for: the same run over the whole schedule."""
     monkeypatch.setattr("hspace.schedule.LEAST_NOISE", 1e-9)
-    monkeypatch.setattr("hspace.schedule.MOST_NOISE", 1e9)
+    monkeypatch.setattr("hspace.schedule.WHOLE_NOISE", 1e9)
     schedule = msgspec.convert(msgspec.to_builtins(SCHEDULES[name]), contract.AnySchedule)
     assert len(schedule.build().span) == 1000
     found, _ = reconstruction(schedule, presets(schedule, clip=False)[key], **NETWORKS[network])

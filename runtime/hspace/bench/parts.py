@@ -23,7 +23,7 @@ Runs = dict[str, Callable[[], object]]
 class Replay:
     """Answers every evaluation from a recording, at no cost: what is left of a step's time is the executor's."""
 
-    name, device, precision, batch_pixels = "replay", "cpu", "fp32", 1
+    name, device, precision, batch_pixels = "replay", "cpu", "fp32", 2**16
 
     def __init__(self, engine: Any) -> None:
         self.engine = engine
@@ -39,7 +39,7 @@ class Replay:
 class Tally:
     """Counts evaluations, and answers them with zeros. counts: (component, samples, the head's own) → how many."""
 
-    name, device, precision, batch_pixels = "tally", "cpu", "fp32", 1
+    name, device, precision, batch_pixels = "tally", "cpu", "fp32", 2**16
 
     def __init__(self, bundle: Bundle) -> None:
         self._components = bundle.manifest.components

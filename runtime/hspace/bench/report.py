@@ -15,7 +15,7 @@ from ..editor import Editor
 from ..editor import open as open_bundle
 from ..engines import unavailable
 from ..engines.cpu import usable_cores
-from ..errors import ArgumentError, BundleError, EngineError
+from ..errors import ArgumentError, BundleError, EngineError, needs
 from ..plans import Planner
 from . import counting, machine, startup, timing
 from .parts import steps as steps_of
@@ -168,7 +168,7 @@ def _counted(
     counts = counting.evaluations(bundle, batches, steps)
     works: dict[tuple[str, int], counting.Work] = {}
     if not counting.can_count():
-        warnings.append("GFLOP are left out: install hspace[bench] for GFLOP")
+        warnings.append(f"GFLOP are left out: {needs('counting them', 'onnx', 'bench')}")
     else:
         try:
             works = counting.works(bundle, counts)

@@ -154,11 +154,11 @@ def _close_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-_LONG = re.compile(r"\S{300,}")  # of arguments and files, which a message repeats
+_LONG = re.compile(r"\S{8000,}")  # of arguments and files, which a message repeats
 
 
 def _fail(message: str, code: int) -> None:
-    shown = _LONG.sub(lambda word: f"{word[0][:100]}…{word[0][-100:]}", message)
+    shown = _LONG.sub(lambda word: f"{word[0][:300]}…{word[0][-300:]}", message)
     click.echo(f"hspace: error: {printable(shown)}", err=True)
     sys.exit(code)
 

@@ -26,7 +26,7 @@ from ..manifest import Source
 from ..record import engine_told, with_record
 from ..runs import OnStep
 from . import common, outputs
-from .jobs import Recorder, run_jobs, wrote
+from .jobs import Recorder, Report, run_jobs, wrote
 from .streams import DASH, write_stdout
 
 Float32 = NDArray[np.float32]
@@ -204,6 +204,11 @@ def classify(
         report.written = [output] if report.written else []
         wrote(as_json, report, editor.engine)
         return
+    _say(as_json, report, scores, editor)
+
+
+def _say(as_json: bool, report: Report, scores: _Scores, editor: Editor) -> None:
+    """Prints the scores of a call without a CSV file; raises where inputs were refused."""
     failed, refusals = report.refused()
     rows = list(scores.rows.values())
     found = {

@@ -111,9 +111,8 @@ def run_jobs(
 ) -> Report:
     """Loads, makes and writes, a batch at a time. An input that is refused is reported and stops nothing else.
 
-    Where nothing can be made of a batch, each of its inputs is tried alone. Where there is but one input, its error is
-    raised as it is. record: what an output made of that source is to say of itself; an output that is there already is
-    kept if `there` says the same of it. error: of an input that cannot be read.
+    Where nothing can be made of a batch, each of its inputs is tried alone. record: what an output made of that source
+    is to say of itself; one that is there is kept if `there` says the same. error: of an input that cannot be read.
     """
     report = Report(plan.total, on_stdout=plan.on_stdout)
     for job, clash in plan.clashes:

@@ -62,10 +62,12 @@ def form_of(output: Path, options: dict[str, Any], kinds: Sequence[str] = tuple(
     given, quality = options.pop("kind", None), options.pop("quality", None)
     template = options.pop("template", Form.template)
     suffix = output.suffix.lower()
-    named = suffix if suffix in kinds and not os.path.isdir(output) else None
+    named = suffix if suffix in (*kinds, *ANIMATED) and not os.path.isdir(output) else None
     if given is not None and named is not None and WRITABLE.get(named) != WRITABLE[f".{given}"]:
         raise ArgumentError(f"--format: found {given}, and {output} names another")
-    kind = given or (named or kinds[0]).removeprefix(".")
+    kind = given or (named if named and named in kinds else kinds[0]).removeprefix(".")
+    if template != Form.template and (named or output == DASH):
+        raise ArgumentError(f"--name: of what is in a folder, and {output} is none")
     if quality is not None:
         check_whole("--quality", quality, 1, 100)
         if WRITABLE.get(f".{kind}") not in ("JPEG", "WEBP"):
@@ -150,6 +152,8 @@ def plan_outputs(
         for job in together
     ]
     free = [together[0] for together in makers.values() if len(together) == 1]
+    if clashes and not free:
+        raise clashes[0][1]
     targets, sources = [j.target for j in free], [i for i, _ in inputs]
     if single and not update:
         check_outputs(targets, sources, force)

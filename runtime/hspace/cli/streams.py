@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -39,6 +40,11 @@ def _stdin(error: type[HspaceError], most: int) -> bytes:
 def source_of(path: Path, data: bytes) -> Source:
     """What a record says of an input."""
     return Source(file=path.name, sha256=hashlib.sha256(data).hexdigest())
+
+
+def sources_of(paths: Sequence[Path]) -> list[Source]:
+    """The same of images' files."""
+    return [source_of(path, read_source(path, ImageError)) for path in paths]
 
 
 def check_stdout() -> None:

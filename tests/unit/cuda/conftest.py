@@ -30,7 +30,7 @@ CHANNELS, SIDE, SIZE, EMBEDDING, D = 32, 4, 8, 5, 6
 class Network:
     """A network for the null bundle's shapes in which every output value matters, and smooth."""
 
-    name, device, precision = "network", "cpu", "fp32"
+    name, device, precision, batch_pixels = "network", "cpu", "fp32", 2**16
 
     def __init__(self, components: Mapping[str, Component]) -> None:
         self._components = components

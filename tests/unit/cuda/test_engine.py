@@ -46,7 +46,7 @@ def test_engines_that_are_not_for_gpus(bundle: Bundle, name: str, says: str) -> 
 @pytest.mark.parametrize("name", ["auto", "onnx"])
 def test_onnxruntime_without_its_cuda_provider(bundle: Bundle, name: str) -> None:
     device = Device(0, FakeDriver())
-    with pytest.raises(EngineError, match=r"without its CUDA provider, .*: install the extra hspace\[gpu\]"):
+    with pytest.raises(EngineError, match=r"without its CUDA provider, .*: pip install '\.\[gpu\]' in a clone"):
         open_device_engine(name, bundle, device, device.stream())
 
 
@@ -63,7 +63,7 @@ def test_what_is_refused_before_the_networks_are_loaded(
         cuda.open_executor(bundle, "auto", 0, 0x77)
     driver.architecture = (9, 0)
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        with pytest.raises(EngineError, match=r"hspace\[gpu\]"):
+        with pytest.raises(EngineError, match=r"\.\[gpu\]"):
             cuda.open_executor(bundle, "auto", 0)
     assert not driver.memory
 
