@@ -367,7 +367,7 @@ def test_average(cli: Cli, asyrp_folder: Path, faces: Path, tmp_path: Path) -> N
         (["new", "blcok"], "BLOCK: the bundle has no attribute 'blcok'; did you mean block?"),
         (["a/b", "block"], "NAME: found 'a/b'"),
         (["new", "table"], "table: expected a delta_block of the bundle, one of: block"),
-        (["new", "block", "--t-edit", 1000], "t_edit: no step"),
+        (["new", "block", "--t-edit", 999], "t_edit: no step"),
     ):
         cli("attribute", "average", asyrp_folder, *arguments, tmp_path / "one", *ENGINE).error(2, fragment)
     assert contents(asyrp_folder) == before
