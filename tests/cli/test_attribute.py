@@ -379,6 +379,7 @@ def test_average(cli: Cli, asyrp_folder: Path, faces: Path, tmp_path: Path) -> N
         (["a/b", "block"], "NAME: found 'a/b'"),
         (["new", "table"], "table: expected a delta_block of the bundle, one of: block"),
         (["new", "block", "--t-edit", 1000], "t_edit: found 1000, expected a timestep, a whole number from 0 to 999"),
+        (["new", "block", "--t-edit", 999], "t_edit: no step"),
     ):
         cli("attribute", "average", asyrp_folder, *arguments, tmp_path / "one", *ENGINE).error(2, fragment)
     assert contents(asyrp_folder) == before

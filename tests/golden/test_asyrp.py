@@ -12,7 +12,7 @@ from hspace.schedule import Schedule, space_timesteps
 from ..conftest import GOLDEN, relative_error
 
 SINGLE, RUN = 1e-5, 1e-3
-RUN_OPTIONS = {"steps": 8, "t_edit": 500, "t_boost": 0, "output": "float32"}
+RUN_OPTIONS = {"preset": "official", "steps": 8, "t_edit": 500, "t_boost": 0, "output": "float32"}
 
 
 @pytest.fixture(scope="module", params=["asyrp-ddpm-tiny", "asyrp-iddpm-tiny"])
@@ -56,8 +56,8 @@ def test_schedule_and_timesteps(golden) -> None:
 
 
 def test_inversion(editor, golden) -> None:
-    check("x_T", editor.encode(golden["x0"], steps=8).x_T, golden["x_T"], RUN)
-    batch = Batch(golden["x0"], [editor.program("encode", steps=8)], Noise(0, np.arange(1)))
+    check("x_T", editor.encode(golden["x0"], preset="official", steps=8).x_T, golden["x_T"], RUN)
+    batch = Batch(golden["x0"], [editor.program("encode", preset="official", steps=8)], Noise(0, np.arange(1)))
     for i, expected in enumerate(golden["encode_x_after_step"]):
         Executor(editor.engine).step(batch)
         check(f"encode_x_after_step[{i}]", batch.x, expected, RUN)
@@ -99,7 +99,7 @@ def test_edit_step_by_step(editor, golden) -> None:
 
     from hspace.attributes import Edit
 
-    program = editor.program("edit", edits={"attribute0": 1.0}, steps=8, t_edit=500, t_boost=0)
+    program = editor.program("edit", edits={"attribute0": 1.0}, preset="official", steps=8, t_edit=500, t_boost=0)
     batch = Batch(golden["x_T"], [program], Noise(0, np.arange(1)), edits=[Edit(deltas=((Spy(), 1.0),))])
     for i, expected in enumerate(golden["edit_one_x_after_step"]):
         Executor(editor.engine).step(batch)

@@ -52,17 +52,19 @@ def test_schedules_and_timesteps(editor, golden) -> None:
 
 
 def test_encode(editor, golden) -> None:
-    latent = editor.encode(golden["x0"], steps=10)
+    latent = editor.encode(golden["x0"], preset="official", steps=10)
     check("z_sem", latent.z_sem, golden["z_sem"], SINGLE)
     check("x_T", latent.x_T, golden["x_T"], RUN)
-    batch = Batch(golden["x0"], [editor.program("encode", steps=10)] * 2, Noise(0, np.arange(2)), latent.z_sem)
+    batch = Batch(
+        golden["x0"], [editor.program("encode", preset="official", steps=10)] * 2, Noise(0, np.arange(2)), latent.z_sem
+    )
     for i, expected in enumerate(golden["encode_x_after_step"]):
         Executor(editor.engine).step(batch)
         check(f"encode_x_after_step[{i}]", batch.x, expected, RUN)
 
 
 def test_reconstruction(editor, golden) -> None:
-    check("recon", editor.decode(latent_of(golden), steps=5, output="float32"), golden["recon"], RUN)
+    check("recon", editor.decode(latent_of(golden), preset="official", steps=5, output="float32"), golden["recon"], RUN)
 
 
 def test_edit(editor, golden) -> None:
@@ -70,13 +72,18 @@ def test_edit(editor, golden) -> None:
     edits = {name: float(golden["edit_amount"])}
     z = np.stack([editor.attributes[name].move(z, edits[name]) for z in golden["z_sem"]])
     check("z_edit", z, golden["z_edit"], SINGLE)
-    check("edited", editor.decode(latent_of(golden), edits, steps=5, output="float32"), golden["edited"], RUN)
+    check(
+        "edited",
+        editor.decode(latent_of(golden), edits, preset="official", steps=5, output="float32"),
+        golden["edited"],
+        RUN,
+    )
 
 
 def test_edit_of_images(editor, golden) -> None:
     """The whole way, from the images."""
     edits = {f"class_{int(golden['edit_class'])}": float(golden["edit_amount"])}
-    out = editor.edit(golden["x0"], edits, steps=(10, 5), output="float32")
+    out = editor.edit(golden["x0"], edits, preset="official", steps=(10, 5), output="float32")
     check("edit from x0", out, golden["edited"], RUN)
 
 
@@ -87,7 +94,9 @@ def test_classify(editor, golden) -> None:
 
 def test_interpolation(editor, golden) -> None:
     latent = latent_of(golden)
-    frames = editor.interpolate(latent[0], latent[1], len(golden["interp_alpha"]), steps=5, output="float32")
+    frames = editor.interpolate(
+        latent[0], latent[1], len(golden["interp_alpha"]), preset="official", steps=5, output="float32"
+    )
     check(
         "interp_x_T",
         slerp(golden["x_T"][0], golden["x_T"][1], golden["interp_alpha"].astype(float)),
@@ -112,6 +121,12 @@ def test_latent_ddim(editor, golden) -> None:
 
 def test_sample(editor, golden) -> None:
     out = editor.sample(
-        3, steps=5, latent_steps=10, x_T=golden["sample_x_T"], z_noise=golden["latent_noise"], output="float32"
+        3,
+        preset="official",
+        steps=5,
+        latent_steps=10,
+        x_T=golden["sample_x_T"],
+        z_noise=golden["latent_noise"],
+        output="float32",
     )
     check("sample", out, golden["sample"], RUN)
