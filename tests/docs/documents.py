@@ -60,14 +60,16 @@ def script(document: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def prepare(clone: Path) -> None:
-    """What the documents speak of: a clone with the project's Python beside it, photographs, and checkpoints."""
+def clone_into(folder: Path) -> None:
+    """What of a clone the documents' commands use: its bundles, and its Python."""
+    shutil.copytree(ROOT / "bundles", folder / "bundles")
+    (folder / ".venv").symlink_to(sys.prefix)
+
+
+def own_files(here: Path) -> None:
+    """The user's own files that the guide names: examples by attribute, and checkpoints."""
     import torch
 
-    shutil.copytree(ROOT / "bundles", clone / "bundles")
-    (clone / ".venv").mkdir(parents=True)
-    (clone / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
-    here = clone / "mine"  # the user's own, which the documents name
     here.mkdir()
     _examples(here)
     diffae, asyrp = GOLDEN / "diffae-tiny", GOLDEN / "asyrp-ddpm-tiny"
@@ -137,11 +139,11 @@ def pictures(folder: Path) -> dict[str, Path]:
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder)
-        prepare(clone)
-        for name in ("README.md", "docs/guide.md"):
-            done = run(ROOT / name, clone)
-            if done.returncode:
-                sys.exit(done.stderr)
+        clone_into(clone)
+        own_files(clone / "try")
+        done = run(ROOT / "docs" / "guide.md", clone)
+        if done.returncode:
+            sys.exit(done.stderr)
         for name, path in pictures(clone).items():
             shutil.copyfile(path, IMAGES / name)
             print(f"wrote docs/images/{name}")

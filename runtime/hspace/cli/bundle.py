@@ -101,10 +101,10 @@ def _describe(bundle: Bundle) -> str:
 
 @click.command(cls=common.BundleCommand)
 @common.either
-@click.option("--engine", default="auto", show_default=True, help="The engine that is to load the components.")
+@common.engine_option
 @common.device_option
 @common.as_json
-def verify(bundle: str, engine: str, device: str, as_json: bool) -> None:
+def verify(bundle: str, engine: str | None, device: str, as_json: bool) -> None:
     """Check a bundle: manifest, listing, SHA-256 of every file, graphs and attributes as an engine loads them.
 
     Where the package onnx is installed, its checker and its shape inference see the graphs as well.

@@ -166,8 +166,9 @@ precision_option = click.option(
     "--precision",
     help="auto (the fastest that is accurate), fp32, bf16 or fp16. [default: auto; env: HSPACE_PRECISION]",
 )
+engine_option = click.option("--engine", help="auto, openvino, onnx or null. [default: auto; env: HSPACE_ENGINE]")
 engine = stack(
-    click.option("--engine", help="auto, openvino, onnx or null. [default: auto; env: HSPACE_ENGINE]"),
+    engine_option,
     precision_option,
     device_option,
     resources,

@@ -1,0 +1,110 @@
+"""Every command of README and guide, in their order, in an empty folder; and what the documents say of the code."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hspace import samplers
+from hspace.image import read_record
+from hspace.manifest import Manifest
+from PIL import Image
+
+from . import documents
+from .documents import IMAGES, ROOT
+
+pytest.importorskip("torch", reason="the documents export, which needs the extra `export`")
+pytest.importorskip("diffusers", reason="the documents export a diffusers folder, which needs the extra `diffusers`")
+pytest.importorskip("sklearn", reason="the documents fit attributes, which needs the extra `fit`")
+
+
+def difference(a: Path, b: Path) -> float:
+    """The mean difference of two pictures, in grey levels of 255."""
+    found = [np.asarray(Image.open(p).convert("RGB"), np.float64) for p in (a, b)]
+    assert found[0].shape == found[1].shape, (a, found[0].shape, found[1].shape)
+    return float(np.abs(found[0] - found[1]).mean())
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    documents.clone_into(tmp_path)
+    return tmp_path
+
+
+def test_readme(clone: Path) -> None:
+    done = documents.run(ROOT / "README.md", clone)
+    assert done.returncode == 0, done.stderr[-2000:]
+    here = clone / "try"
+    record = json.loads(read_record(here / "out.png") or "")
+    assert record["strengths"] == {"Blond_Hair": 0.9} and record["engine"]["precision"] == "fp32"
+    images = sorted((here / "edited").iterdir())
+    assert [p.name for p in images] == [f"{p.stem}.jpg" for p in sorted((here / "photos").iterdir())]
+    with Image.open(here / "between.gif") as gif:
+        assert gif.n_frames == 8
+
+
+def test_guide(clone: Path) -> None:
+    """Its pictures are those that the page shows."""
+    documents.own_files(clone / "try")
+    done = documents.run(ROOT / "docs" / "guide.md", clone)
+    assert done.returncode == 0, done.stderr[-2000:]
+    made = documents.pictures(clone / "try")
+    shown = set(re.findall(r"\]\(images/(\w+\.png)\)", (ROOT / "docs" / "guide.md").read_text()))
+    assert shown - made.keys() == {"timeline_unconditional.png"}  # of a model that is not shipped
+    found = {name: difference(path, IMAGES / name) for name, path in made.items()}
+    assert max(found.values()) < 0.5, found
+    blond, piped = (np.asarray(Image.open(clone / "try" / n)) for n in ("blond.png", "piped.png"))
+    assert np.array_equal(blond, piped)
+
+
+def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The picture of README, from `make demo`."""
+    import runpy
+    import sys
+
+    monkeypatch.setenv("HSPACE_ENGINE", "onnx")
+    image = ROOT / "bundles" / "images" / "avatar016.png"
+    monkeypatch.setattr(sys, "argv", ["demo.py", str(image), str(tmp_path / "demo.png")])
+    runpy.run_path(str(ROOT / "bundles" / "demo.py"), run_name="__main__")
+    assert difference(tmp_path / "demo.png", IMAGES / "demo.png") < 0.5
+
+
+DOCUMENTS = ["README.md", "docs/guide.md", "docs/gpu.md", "docs/bundle-format.md", "docs/architecture.md"]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_install_lines(name: str) -> None:
+    """Extras that there are, by lines that work while the package is not published."""
+    import tomllib
+
+    text = (ROOT / name).read_text()
+    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    for line in re.findall(r"pip install (.*)", text):
+        assert re.match(r"'(\.|hspace-….whl)(\[[\w,]+\])?'", line), line
+    for said in re.findall(r"'(?:\.|hspace-….whl)\[([\w,]+)\]'", text):
+        assert set(said.split(",")) <= extras, said
+    assert "hspace[" not in text
+
+
+def test_what_is_said_of_presets() -> None:
+    """Evaluations and presets by name, read from the bundle that ships."""
+    from hspace import Bundle
+    from hspace.plans import Planner
+
+    bundle = Bundle(ROOT / "bundles" / "avatars32")
+    planner, readme = Planner(bundle), (ROOT / "README.md").read_text()
+    guide = (ROOT / "docs" / "guide.md").read_text()
+    runs = {n: (len(planner.encode(planner.plan(n))), planner.plan(n).decode_steps) for n in bundle.manifest.presets}
+    assert bundle.manifest.default_preset == "balanced" and f"{runs['balanced'][0]} + {runs['balanced'][1]}" in readme
+    assert f"# {sum(runs['fast'])} evaluations" in readme
+    assert all(f"`{name}`" in guide for name in runs)
+    assert f"papers' own {runs['official'][0]} + {runs['official'][1]}" in guide
+
+
+def test_what_is_said_of_samplers() -> None:
+    text = (ROOT / "docs" / "bundle-format.md").read_text()
+    assert all(re.search(rf"\b{name}\b", text) for name in samplers.SAMPLERS)
+    assert all(f"`{field}`" in text for field in Manifest.__struct_fields__)
