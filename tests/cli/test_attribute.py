@@ -16,6 +16,7 @@ from hspace.bundle import Bundle
 from hspace.tensors import read_tensors, tensor_bytes
 
 from ..conftest import GOLDEN
+from ..hostile.helpers import alter
 from .conftest import Cli, Result, pixels
 
 ENGINE = ("--engine", "null")
@@ -367,10 +368,13 @@ def test_average(cli: Cli, asyrp_folder: Path, faces: Path, tmp_path: Path) -> N
         (["new", "blcok"], "BLOCK: the bundle has no attribute 'blcok'; did you mean block?"),
         (["a/b", "block"], "NAME: found 'a/b'"),
         (["new", "table"], "table: expected a delta_block of the bundle, one of: block"),
-        (["new", "block", "--t-edit", 999], "t_edit: no step"),
+        (["new", "block", "--t-edit", 1000], "t_edit: found 1000, expected a timestep, a whole number from 0 to 999"),
     ):
         cli("attribute", "average", asyrp_folder, *arguments, tmp_path / "one", *ENGINE).error(2, fragment)
     assert contents(asyrp_folder) == before
+    alter(asyrp_folder, lambda m: m["presets"]["official"].update(spacing="leading"))  # up to 750
+    arguments = ["new", "block", "--t-edit", 800, tmp_path / "one"]
+    cli("attribute", "average", asyrp_folder, *arguments, *ENGINE).error(2, "t_edit: no step")
 
 
 @pytest.mark.parametrize("source", ["samples", "images"])
