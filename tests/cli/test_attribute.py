@@ -20,6 +20,7 @@ from hspace.sheet import Sheet
 from hspace.tensors import read_tensors, tensor_bytes
 
 from ..conftest import GOLDEN
+from ..hostile.helpers import alter
 from .conftest import Cli, Result, pixels
 
 ENGINE = ("--engine", "null")
@@ -379,10 +380,12 @@ def test_average(cli: Cli, asyrp_folder: Path, faces: Path, tmp_path: Path) -> N
         (["a/b", "block"], "NAME: found 'a/b'"),
         (["new", "table"], "table: expected a delta_block of the bundle, one of: block"),
         (["new", "block", "--t-edit", 1000], "t_edit: found 1000, expected a timestep, a whole number from 0 to 999"),
-        (["new", "block", "--t-edit", 999], "t_edit: no step"),
     ):
         cli("attribute", "average", asyrp_folder, *arguments, tmp_path / "one", *ENGINE).error(2, fragment)
     assert contents(asyrp_folder) == before
+    alter(asyrp_folder, lambda m: m["presets"]["official"].update(spacing="leading"))  # up to 750
+    arguments = ["new", "block", "--t-edit", 800, tmp_path / "one"]
+    cli("attribute", "average", asyrp_folder, *arguments, *ENGINE).error(2, "t_edit: no step")
 
 
 @pytest.mark.parametrize("source", ["samples", "images"])

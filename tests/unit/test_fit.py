@@ -279,8 +279,9 @@ def test_averages_refused(null_asyrp: hspace.Editor, tmp_path: Path) -> None:
     for name in ("table", "nothing"):
         with pytest.raises(ArgumentError, match=f"{name}: expected a delta_block of the bundle, one of: block"):
             fit.average_block(null_asyrp, name, files)
-    with pytest.raises(ArgumentError, match="t_edit: found 1000, expected a timestep, a whole number from 0 to 999"):
-        fit.average_block(null_asyrp, "block", files, t_edit=1000)
+    for steps, t_edit, message in ((1, 1, "t_edit: no step"), (4, 1000, "t_edit: found 1000, expected a timestep")):
+        with pytest.raises(ArgumentError, match=message):
+            fit.average_block(null_asyrp, "block", files, steps=(4, steps), t_edit=t_edit)
 
 
 # --- principal components ---------------------------------------------------------------------------------
