@@ -132,7 +132,7 @@ def run(document: Path, clone: Path) -> subprocess.CompletedProcess[str]:
 
 def pictures(folder: Path) -> dict[str, Path]:
     """What a run wrote under the names of pictures in docs/images."""
-    found = {path.name: path for path in sorted(folder.rglob("*.png"))}
+    found = {path.name: path for path in sorted(folder.rglob("*.png"), reverse=True)}  # the first in order
     return {path.name: found[path.name] for path in sorted(IMAGES.glob("*.png")) if path.name in found}
 
 
