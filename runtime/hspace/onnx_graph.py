@@ -18,7 +18,7 @@ from typing import NamedTuple
 from .errors import BundleError
 from .onnx_scan import Malformed, fields, varint
 
-OPSETS = range(18, 19)  # of ONNX's own operators; no others are there
+OPSET = 18  # of ONNX's own operators; no others are there
 _MOST = 20_000  # nodes, initializers or declared values; the largest published network has 1,500 of each
 _LONGEST = 1000  # bytes of packed numbers
 _MOST_INTEGER = 65536  # of an attribute's numbers; a dimension in the manifest has the same limit
@@ -139,9 +139,9 @@ def check_graph(data: bytes, where: str) -> None:
         graphs = model.messages(7, _GRAPH, "the graph")
         if len(graphs) != 1:
             raise _Unsound(f"found {len(graphs)} graphs, expected one")
-        if graphs[0].found[1] and not (len(opsets) == 1 and opsets[0][0] == "" and opsets[0][1] in OPSETS):
+        if graphs[0].found[1] and not (len(opsets) == 1 and opsets[0][0] == "" and opsets[0][1] == OPSET):
             shown = ", ".join(f"{_short(domain or 'ai.onnx')} {version}" for domain, version in opsets[:5]) or "none"
-            raise _Unsound(f"operator sets: found {shown}, expected ai.onnx {OPSETS[0]} to {OPSETS[-1]}")
+            raise _Unsound(f"operator sets: found {shown}, expected ai.onnx {OPSET}")
         _check_values(graphs[0])
     except Malformed:
         raise BundleError(f"{where}: expected an ONNX graph") from None

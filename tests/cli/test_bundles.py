@@ -157,7 +157,7 @@ def test_doctor(cli: Cli) -> None:
     out = cli("doctor").check().out
     rows = {line.split()[0]: line.split()[1] for line in out.splitlines()[:4]}
     assert rows == {"engine": "runs", "openvino": "yes", "onnx": "yes", "null": "yes"}
-    assert "engine auto: the fastest of openvino, onnx that" in out and f"hspace {hspace.__version__}" in out
+    assert "engine auto: the first of openvino, onnx that takes it" in out and f"hspace {hspace.__version__}" in out
 
 
 def test_doctor_json(cli: Cli) -> None:
@@ -169,12 +169,13 @@ def test_doctor_json(cli: Cli) -> None:
 
 def test_doctor_says_what_auto_is_for_a_bundle(cli: Cli) -> None:
     found = cli("doctor", "-b", "bundles/avatars32", "--json").check().json
-    assert found["auto"]["engine"] in ("openvino", "onnx") and "times as long" in found["auto"]["why"]
+    assert (found["auto"]["engine"], found["auto"]["precision"]) == ("openvino", "fp32")  # as the bundle records
+    assert found["auto"]["why"].startswith("openvino in fp32") and found["auto"]["left_out"] == {}
 
 
 def test_doctor_says_why_not(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hspace.engines.onnx.unavailable", lambda: "no such processor")
     found = cli("doctor", "--json").check().json
     assert found["engines"]["onnx"] == {"runs": False, "why_not": "no such processor"}
-    assert found["auto"]["why"] == "the fastest of openvino that is accurate"
+    assert found["auto"]["why"] == "the first of openvino that takes it"
     assert "no such processor" in cli("doctor").check().out
