@@ -15,7 +15,7 @@ from ..choice import AUTO, choose
 from ..editor import open as open_bundle
 from ..engines import ENGINES, cache, unavailable
 from ..engines.probe import check_with_onnx
-from ..errors import DeviceError
+from ..errors import DeviceError, needs
 from ..plans import Planner
 from ..record import engine_told
 from . import common, outputs
@@ -120,7 +120,7 @@ def verify(bundle: str, engine: str | None, device: str, as_json: bool) -> None:
     lines = [f"ok  {name}  {size} bytes" for name, size in files.items()]
     lines.append(f"{bundle}: {len(files)} files, {total:.1f} MiB, sound; loaded by {common.engine_text(editor.engine)}")
     if not checked:
-        lines.append("the package onnx is not installed: its own checker has not seen the graphs (hspace[export])")
+        lines.append(needs("ONNX's own check of the graphs, which was left out,", "onnx", "export"))
     common.emit(as_json, {"bundle": bundle, "files": files, **engine_told(editor.engine)}, "\n".join(lines))
 
 

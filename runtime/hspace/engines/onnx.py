@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle import Bundle
-from ..errors import EngineError
+from ..errors import EngineError, install
 from ..manifest import Component
 from . import answers, cache, cpu, privacy
 from .shortage import reason, refusal
@@ -137,7 +137,7 @@ def open_device_engine(bundle: Bundle, device: Device, stream: Stream) -> OnnxCu
     if _CUDA not in ort.get_available_providers():
         raise EngineError(
             f"engine onnx: found onnxruntime {ort.__version__} without its CUDA provider, which {device.name} needs: "
-            "install the extra hspace[gpu], as docs/gpu.md says"
+            f"{install('gpu')}, as docs/gpu.md says"
         )
     with contextlib.redirect_stdout(io.StringIO()):  # what it does not find, it prints, and may not need
         getattr(ort, "preload_dlls", bool)()  # since 1.21
