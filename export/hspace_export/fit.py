@@ -102,9 +102,18 @@ def fit_direction(
     else:
         report["held_out"], chance = _NONE_HELD_OUT, None
         model = _logistic(normalised, labels, few_shot)
+    _check_apart(model.coef_[0], 1e-6)
     arrays = {"weight": model.coef_[0], "bias": model.intercept_, "mean": mean, "std": std}
     made = {k: np.asarray(v, dtype=np.float32) for k, v in arrays.items()}
     return Fitted("z_direction", "none", made, report, chance_auc=chance)
+
+
+def _check_apart(direction: NDArray[Any], least: float) -> None:
+    """Raises ArgumentError where a direction is but rounding: edits, which divide by its length, would be noise."""
+    if not np.linalg.norm(direction) > least:
+        raise ArgumentError(
+            "the images with the attribute and those without do not differ: found the same images in both, or equal ones"
+        )
 
 
 def _logistic(x: NDArray[np.float64], y: NDArray[np.bool_], balanced: bool) -> Any:
@@ -284,6 +293,7 @@ def fit_delta_h(
     else:
         report["held_out"], chance = _NONE_HELD_OUT, None
     delta = (means[0].mean - means[1].mean).astype(np.float32)
+    _check_apart(delta, 1e-6 * float(np.linalg.norm(means[0].mean)))
     return Fitted("delta_h", branch, {"timesteps": timesteps, "delta_h": delta}, report, chance_auc=chance)
 
 

@@ -147,8 +147,10 @@ def _try_lock(folder: Path) -> io.FileIO | None:
         flags = _NONBLOCK | getattr(os, "O_NOFOLLOW", 0)
         try:
             return os.open(name, os.O_RDWR | os.O_CREAT | flags, 0o666)
-        except PermissionError:  # it may be another user's, who was killed; reading it is enough for a lock
-            return os.open(name, os.O_RDONLY | flags)
+        except PermissionError:
+            if not os.path.lexists(name):  # the folder may not be written to
+                raise
+            return os.open(name, os.O_RDONLY | flags)  # another user's, who was killed; reading is enough for a lock
 
     try:
         lock = open(folder / LOCK, "rb", buffering=0, opener=open_lock)  # noqa: SIM115, for the caller to close

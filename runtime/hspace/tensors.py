@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,9 +78,16 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def tensor_bytes(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> bytes:
-    """The bytes of a safetensors file."""
-    contiguous = {name: np.ascontiguousarray(a) for name, a in arrays.items()}
-    return safetensors.numpy.save(contiguous, metadata=dict(metadata))
+    """The bytes of a safetensors file, which are the same for the same content.
+
+    The library writes metadata in an order that it draws, so the header with them is written here.
+    """
+    data = safetensors.numpy.save({name: np.ascontiguousarray(a) for name, a in arrays.items()})
+    (length,) = struct.unpack("<Q", data[:8])
+    header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(data[8 : 8 + length])}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the numbers begin at a multiple of 8, as the library has it
+    return struct.pack("<Q", len(text)) + text + data[8 + length :]
 
 
 def write_tensors(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:

@@ -10,7 +10,7 @@ import hspace
 import numpy as np
 import pytest
 from hspace.errors import BundleError
-from hspace.tensors import read_tensors
+from hspace.tensors import read_tensors, tensor_bytes
 from safetensors import numpy as library
 
 from .helpers import refused, replace, safetensors
@@ -198,3 +198,16 @@ def test_eps(metadata: dict[str, str], fragment: str, null_folder: Path) -> None
     assert "eps" in had
     with refused(BundleError, f"{path}: ", fragment, unchanged=null_folder):
         hspace.open(null_folder, engine="null")
+
+
+def test_the_same_content_has_the_same_bytes() -> None:
+    """safetensors draws the order of metadata anew for every file."""
+    from safetensors.numpy import load
+
+    arrays = {name: np.arange(n, dtype=np.float32) for n, name in enumerate(("b", "a", "ε"), 1)}
+    metadata = {str(i): f"ü{i}" for i in range(20)}
+    found = {tensor_bytes(arrays, dict(items)) for items in (metadata.items(), reversed(metadata.items()))}
+    (data,) = found
+    assert {k: v.tolist() for k, v in load(data).items()} == {k: v.tolist() for k, v in arrays.items()}
+    assert read_tensors(data, "here").metadata == metadata
+    assert tensor_bytes(arrays, {}) == tensor_bytes(dict(reversed(arrays.items())), {})

@@ -335,3 +335,15 @@ def test_recorded_h_is_the_runs(null_asyrp: hspace.Editor) -> None:
     assert recorder.timesteps.tolist() == sorted(seen)
     for k, t in enumerate(recorder.timesteps.tolist()):
         assert np.array_equal(recorder.table[:, k], seen[t])
+
+
+@pytest.mark.parametrize("kind", ["z_direction", "delta_h"])
+def test_the_same_images_with_and_without(kind: str, null_diffae: hspace.Editor, tmp_path: Path) -> None:
+    """What tells them apart is rounding, and edits divide by its length."""
+    files = pictures(tmp_path / "a", 6)
+    with pytest.raises(ArgumentError, match="the images with the attribute and those without do not differ"):
+        if kind == "z_direction":
+            z_sem = null_diffae.encode_z([*files, *files])
+            fit.fit_direction(z_sem, np.arange(12) < 6, None)
+        else:
+            fit.fit_delta_h(fit.Inversions(null_diffae, steps=4), files, files)
