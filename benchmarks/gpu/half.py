@@ -17,6 +17,7 @@ import onnxruntime
 from hspace.bundle import Bundle, file_entry, write_manifest
 from hspace.manifest import Component
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+from onnxruntime.transformers.onnx_model import OnnxModel
 
 FLOAT32 = ("InstanceNormalization", "Softmax", "Sin", "Cos")  # the first is what GroupNorm is exported as
 KEPT = ("z_sem",)  # of the inputs; as in the exporter's FP16 graphs
@@ -53,12 +54,14 @@ def convert(data: bytes) -> onnx.ModelProto:
         node = queue.pop()
         float32.append(node.name)
         queue += [made_by[i] for i in node.input if i in made_by]
-    return convert_float_to_float16(
+    half: onnx.ModelProto = convert_float_to_float16(
         model,
         keep_io_types=list(KEPT),
         op_block_list=[*DEFAULT_OP_BLOCK_LIST, *FLOAT32],
         node_block_list=float32,
     )
+    OnnxModel.graph_topological_sort(half.graph)  # it puts its casts at the end, after what reads them
+    return half
 
 
 def _half(spec: Component, entry: dict[str, Any]) -> Component:

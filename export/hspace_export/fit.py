@@ -112,7 +112,7 @@ def _check_apart(direction: NDArray[Any], least: float) -> None:
     """Raises ArgumentError where a direction is but rounding: edits, which divide by its length, would be noise."""
     if not np.linalg.norm(direction) > least:
         raise ArgumentError(
-            "the images with the attribute and those without do not differ: found the same images in both, or equal ones"
+            "the images with the attribute and those without do not differ: found the same ones in both, or equal ones"
         )
 
 

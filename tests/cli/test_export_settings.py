@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,8 @@ def test_settings_reach_the_bundle_and_pytorch_is_silent(tmp_path: Path) -> None
     options = ["--image-size", "32", "--num-heads", "4", "--attention-order", "new", "--diffusion-steps", "4000"]
     options += ["--rescale-timesteps", "--json", "-o", str(tmp_path / "bundle")]
     command = [sys.executable, "-W", "always::UserWarning", "-m", "hspace.cli", "export", "asyrp", str(IDDPM), *options]
-    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    pinned = {**os.environ, "HSPACE_ENGINE": "onnx"}  # which has one precision, so nothing is measured
+    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=pinned)
     assert (found.returncode, found.stderr) == (0, "")
     assert json.loads(found.stdout)["warnings"] == []
     manifest = Bundle(tmp_path / "bundle").manifest
@@ -50,10 +52,13 @@ def test_unknown_keys_are_told(cli: Cli, tmp_path: Path, monkeypatch: pytest.Mon
         return Report(output, {"trunk.h@1": 0.0}, 1)
 
     monkeypatch.setattr(export_cli, "run_export", unwritten)
+    monkeypatch.setattr(export_cli, "Bundle", str)
+    monkeypatch.setattr(export_cli, "record", lambda folder: f"{folder}: recorded")
     result = cli("export", "diffae", tmp_path / "last.ckpt", "-o", tmp_path / "out", "--json")
     says = f"{tmp_path / 'last.ckpt'}: hyper_parameters: noise_\\x1b[31moffset: not known, so not followed"
     assert result.code == 0 and result.err == f"hspace: warning: {says}\n"
     assert result.json["warnings"] == [says]
+    assert result.json["auto"] == f"{tmp_path / 'out'}: recorded"
 
 
 @pytest.mark.parametrize(

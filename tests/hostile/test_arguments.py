@@ -294,7 +294,7 @@ def test_sample_without_a_latent_network(null_folder: Path) -> None:
     [
         ({"engine": "cuda"}, EngineError, "engine: found 'cuda', expected auto, openvino, onnx, null"),
         ({"engine": ""}, EngineError, "engine: found ''"),
-        ({"engine": None}, EngineError, "engine: found None"),
+        ({"precision": "half"}, EngineError, "precision: found 'half', expected auto, fp32, bf16, fp16"),
         ({"engine": "../null"}, EngineError, "engine: found '../null'"),
         ({"threads": 0}, ArgumentError, "threads: found 0, expected a whole number from 1 to"),
         ({"threads": True}, ArgumentError, "threads: found True, expected a whole number"),
@@ -313,7 +313,8 @@ def test_an_engine_that_was_asked_for_is_not_replaced(null_folder: Path, monkeyp
     monkeypatch.setattr("hspace.engines.onnx.unavailable", lambda: "no such processor")
     with refused(EngineError, "engine onnx: cannot run here: no such processor"):
         hspace.open(null_folder, engine="onnx")
-    with refused(EngineError, "engine auto: needs onnx to compare with, which cannot run here: onnx: no such"):
+    monkeypatch.setattr("hspace.engines.openvino.unavailable", lambda: "none either")
+    with refused(EngineError, "engine openvino: cannot run here: none either; engine onnx: cannot run here: no such"):
         hspace.open(null_folder)
 
 

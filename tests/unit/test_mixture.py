@@ -111,12 +111,9 @@ class Mixture:
 
 
 def presets(schedule: contract.AnySchedule, clip: bool) -> dict[str, Preset]:
-    """Of a DiffAE bundle and of a diffusers bundle, by their exports; the official ones where T can have them."""
-    total = schedule.build().timesteps
-    made = diffae._presets(False, schedule)
-    if total < 1000:  # the papers' 250 + 100 are of 1000
-        made["official"] = msgspec.structs.replace(made["official"], encode_steps=total // 2, decode_steps=total // 2)
-    config = diffusers._SchedulerConfig(num_train_timesteps=total)
+    """Of a DiffAE bundle and of a diffusers bundle, by their exports."""
+    made = diffae._presets(contract.Schedules(image=schedule))
+    config = diffusers._SchedulerConfig(num_train_timesteps=schedule.build().timesteps)
     others = diffusers._presets(config, schedule)  # whose fast, balanced and exact are the same
     made |= {f"diffusers {k}": others[k] for k in ("asyrp", "official", "asymmetric")}
     return {k: msgspec.structs.replace(p, clip=clip) for k, p in made.items()}
