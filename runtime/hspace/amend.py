@@ -103,7 +103,10 @@ def set_preset(bundle: Bundle, name: str, preset: Preset, *, replace: bool = Fal
     check_name("preset", name)
     with _amending(bundle) as now:
         check_free("preset", name, now.manifest.presets, replace)
-        _write(now, msgspec.structs.replace(now.manifest, presets={**now.manifest.presets, name: preset}))
+        changed = msgspec.structs.replace(now.manifest, presets={**now.manifest.presets, name: preset})
+        if name == changed.default_preset:  # whose runs were measured
+            changed = msgspec.structs.replace(changed, accuracy=msgspec.UNSET, format_minor=msgspec.UNSET)
+        _write(now, changed)
 
 
 def set_accuracy(bundle: Bundle, accuracy: Accuracy) -> None:

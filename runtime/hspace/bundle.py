@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -26,6 +27,9 @@ from .onnx_scan import check_onnx
 _BESIDE = {MANIFEST, "README.md", "LICENSE"}  # what a model hub puts into a folder stands there unlisted
 _LOOKS = 100  # at a bundle that is amended again and again
 _NAMES = msgspec.json.Decoder(list[Annotated[str, msgspec.Meta(max_length=MAX_PATH)]])
+
+
+_AMENDED = re.compile(r"([^./][^/]*/)*[^./][^/]*\.safetensors")  # attributes' files, as exports and amends name them
 
 
 class Bundle:
@@ -139,18 +143,21 @@ class Bundle:
         return name, self.manifest.presets[name]
 
     def verify(self) -> Iterator[tuple[str, int]]:
-        """Checks every file's contents, one at a time; yields its path and size in bytes."""
-        for key, entry in self.manifest.files():
+        """Checks every file's contents, one at a time; yields its path and size in bytes. Begins anew where the bundle
+        is amended meanwhile.
+        """
+        while True:
             try:
-                if key.startswith("components."):
-                    self.read_component(key.removeprefix("components."))
-                else:
-                    self.read(entry)
+                for key, entry in self.manifest.files():
+                    if key.startswith("components."):
+                        self.read_component(key.removeprefix("components."))
+                    else:
+                        self.read(entry)
+                break
             except BundleError:
-                if self.reread() and (key, entry) not in self.manifest.files():
-                    continue  # an amend took it away
-                raise
-            yield entry.file, entry.bytes
+                if not self.reread():
+                    raise
+        yield from ((entry.file, entry.bytes) for _, entry in self.manifest.files())
 
 
 def h_shape(bundle: Bundle) -> tuple[int, int, int, int]:
@@ -188,10 +195,13 @@ def check_same_model(folder: Path, before: Manifest, now: Manifest) -> None:
 
 
 def read_journal(folder: Path) -> list[str]:
-    """The files that an amend in progress adds to the bundle or takes from it, or that one which was killed did."""
+    """The files that an amend in progress adds to the bundle or takes from it, or that one which was killed did: those
+    of attributes. Whatever else a journal names was not written by an amend, and is nothing that one may remove.
+    """
     path = folder / JOURNAL
     try:
-        return [name for name in _NAMES.decode(read_file(path, BundleError, MAX_TEXT_BYTES)) if is_plain(name)]
+        named = _NAMES.decode(read_file(path, BundleError, MAX_TEXT_BYTES))
+        return [name for name in named if is_plain(name) and _AMENDED.fullmatch(name)]
     except (ValueError, RecursionError):  # of msgspec: no amend wrote this
         return []
     except BundleError:

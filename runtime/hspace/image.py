@@ -153,7 +153,7 @@ def _contents(image: Any, name: str) -> bytes:
     while not given and part != b"" and len(data) <= MOST_BYTES:  # a pipe gives it in parts
         try:
             part = image.read(MOST_BYTES + 1 - len(data))
-        except (OSError, ValueError) as e:  # a ValueError is of a file that is closed
+        except Exception as e:  # a caller's own file may raise anything
             raise ImageError(f"{name}: cannot be read: {getattr(e, 'strerror', None) or e}") from None
         if not isinstance(part, bytes):
             raise ArgumentError(f"{name}: found a file of {type(part).__name__}, expected one of bytes (mode 'rb')")

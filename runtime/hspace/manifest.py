@@ -467,10 +467,12 @@ def _run_faults(m: Manifest) -> Iterator[str]:
         for key, steps, spacing, of in (
             ("encode_steps", p.encode_steps, p.spacing, "image"),
             ("decode_steps", p.decode_steps, p.spacing, "image"),
-            ("latent_steps", p.latent_steps, "diffae", "latent"),
+            ("latent_steps", p.decode_steps if p.latent_steps is None else p.latent_steps, "diffae", "latent"),
         ):
-            if steps is not None and built.get(of) is not None and fault(of, spacing, steps):
+            if built.get(of) is not None and fault(of, spacing, steps):
                 yield f"presets.{name}.{key}: {fault(of, spacing, steps)}"
+        if p.encode_steps == 1 and (p.spacing != "diffae" or SAMPLERS[p.sampler].exact):
+            yield f"presets.{name}.encode_steps: found 1, expected at least 2: an encode runs between timesteps"
         if image := built.get("image"):
             for key, t in (("t_edit", p.t_edit), ("t_boost", p.t_boost)):
                 try:

@@ -1,7 +1,8 @@
 """What made an output: one line of JSON that the output carries, so that a later call can tell what it would change.
 
     hspace, call    the version, and the command
-    bundle          its name, and the SHA-256 of the checkpoint, the schedules and the files that the call used
+    bundle          its name, and the SHA-256 of the checkpoint, the schedules and the files that the call used; of an
+                    attribute its kind, branch and n_train as well
     engine          name, precision and device
     preset, run     the preset's name, and its values with the call's own in them
     strengths       by attribute
@@ -60,11 +61,10 @@ def make_record(
     """The record of one output. run: the preset with the call's own values. more: what else the call was asked for."""
     manifest, strengths = editor.bundle.manifest, dict(strengths or {})
     used = {*strengths, *more.get("over", ()), *more.get("accept", ())}
-    files = {
-        key: entry.sha256
-        for key, entry in manifest.files()
-        if not key.startswith("attributes.") or key.removeprefix("attributes.") in used
-    }
+    files: dict[str, Any] = {k: e.sha256 for k, e in manifest.files() if not k.startswith("attributes.")}
+    for name in sorted(used & manifest.attributes.keys()):
+        entry = manifest.attributes[name]  # what it is counts beside its file: n_train scales it
+        files[f"attributes.{name}"] = [entry.sha256, entry.kind, entry.branch, entry.n_train]
     schedules = hashlib.sha256(msgspec.json.encode(manifest.schedules)).hexdigest()
     listed: Any = [msgspec.to_builtins(source) for source in sources]
     if len(listed) > _MOST_SOURCES:

@@ -47,9 +47,12 @@ def test_the_record_of_an_edit(suffix: str, cli: Cli, bundle: Path, on: list[obj
     assert found["engine"] == {"engine": "null", "precision": "fp32", "device": "cpu"}
     assert found["sources"] == [{"file": "a.png", "sha256": sha256(photos / "a.png")}]
     assert (found["bundle"]["name"], found["bundle"]["checkpoint"]) == ("null", "0" * 64)
-    used = {f"attributes.{n}" for n in ("smile", "block")}
-    used |= {f"components.{n}" for n in entries.components} | {"z_sem.statistics"}
-    assert found["bundle"]["files"] == {key: e.sha256 for key, e in entries.files() if key in used}
+    used = {f"components.{n}" for n in entries.components} | {"z_sem.statistics"}
+    files: dict[str, Any] = {key: e.sha256 for key, e in entries.files() if key in used}
+    for name in ("smile", "block"):
+        a = entries.attributes[name]
+        files[f"attributes.{name}"] = [a.sha256, a.kind, a.branch, a.n_train]
+    assert found["bundle"]["files"] == files
     assert (tmp_path / f"out{suffix}.hspace.json").exists() == (suffix == ".bmp")
 
 
@@ -192,15 +195,20 @@ def test_a_changed_latent(cli: Cli, on: list[object], photos: Path, tmp_path: Pa
     assert len(cli(*arguments, "--update").check().json["outputs"]) == 3
 
 
-@pytest.mark.parametrize("change", ["attribute", "bundle", "version", "precision", "engine"])
+@pytest.mark.parametrize("change", ["attribute", "n_train", "bundle", "version", "precision", "engine"])
 def test_another_maker(
     change: str, cli: Cli, null_folder: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bundle's file that the call uses, or what computes, is another."""
-    on = ["-b", null_folder, "--engine", "null", "--set", "smile=1", "--json"]
+    on = ["-b", null_folder, "--engine", "null", "--set", "smile=1", "--set", "block=1", "--json"]
     cli("edit", photos, *on, "-o", tmp_path / "out").check()
     differs = "engine"
-    if change == "attribute":
+    if change == "n_train":  # which the manifest has, beside the same file
+        manifest = json.loads((null_folder / "bundle.json").read_bytes())
+        manifest["attributes"]["block"]["n_train"] += 1
+        (null_folder / "bundle.json").write_text(json.dumps(manifest))
+        differs = "bundle"
+    elif change == "attribute":
         cli("attribute", "remove", null_folder, "table").check()  # which the call does not use
         assert len(cli("edit", photos, *on, "-o", tmp_path / "out").check().json["kept"]) == 3
         for arguments in (["remove", "smile"], ["rename", "beard", "smile"]):

@@ -13,7 +13,7 @@ from typing import Any
 import hspace
 import pytest
 from hspace import files, manifest
-from hspace.amend import add_attribute
+from hspace.amend import add_attribute, rename_attribute
 from hspace.bundle import Bundle, manifest_bytes
 from hspace.errors import BundleError, HspaceError
 from msgspec.structs import replace as replace_
@@ -690,3 +690,21 @@ def test_control_characters_in_json_text_stay_json(null_folder: Path) -> None:
     alter(null_folder, set_("components.trunk.file", "../\x1b[2J"))
     with refused(BundleError, json.dumps("../\x1b[2J").strip('"').replace("\\u001b", "\\x1b")):
         Bundle(null_folder)
+
+
+@pytest.mark.parametrize(
+    "named", [["bundle.json"], ["README.md", "LICENSE"], [".git/HEAD", "attributes/.x.safetensors"], ["trunk.onnx"]]
+)
+def test_a_journal_of_a_stranger_removes_nothing(named: list[str], null_folder: Path) -> None:
+    """At the next amend, which takes away what an amend that was killed had left."""
+    for name in (".git", "attributes"):
+        (null_folder / name).mkdir()
+    for name in ("README.md", "LICENSE", ".git/HEAD", "attributes/.x.safetensors"):
+        (null_folder / name).write_text("mine")
+    there = {p for p in null_folder.rglob("*") if p.is_file()}
+    (null_folder / ".amend").write_text(json.dumps(named))
+    opened = hspace.Bundle(null_folder)
+    old = next(iter(opened.manifest.attributes))
+    rename_attribute(opened, old, "another")
+    assert {p for p in null_folder.rglob("*") if p.is_file()} == there
+    assert "another" in hspace.Bundle(null_folder).manifest.attributes

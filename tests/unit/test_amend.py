@@ -280,21 +280,21 @@ def test_remains_are_swept(null_folder: Path) -> None:
     for path in (*stay, *go):
         path.parent.mkdir(exist_ok=True)
         path.write_text("x")
-    (null_folder / "link").symlink_to(outside)
+    (null_folder / "link.safetensors").symlink_to(outside)
     (null_folder / "folder").mkdir()
     journal = [
         "attributes/000.safetensors",
         "old.safetensors",
-        "link",
-        "link/file",
+        "link.safetensors",
+        "link.safetensors/file",
         "../outside/file",
         "smile.safetensors",
     ]
     journal += [str(outside / "file"), "trunk.onnx", "bundle.json/x", "folder", "", ".", "..", "a\0b"]
     (null_folder / ".amend").write_text(json.dumps(journal))
     before = contents(null_folder)
-    (null_folder / "link").unlink()
-    (null_folder / "link").symlink_to(outside)
+    (null_folder / "link.safetensors").unlink()
+    (null_folder / "link.safetensors").symlink_to(outside)
     Bundle(null_folder)
     CHANGES["preset"](Bundle(null_folder))
     after = contents(null_folder)

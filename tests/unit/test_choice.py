@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 from hspace import accuracy, choice
+from hspace.amend import set_preset
 from hspace.engines import null
 from hspace.errors import ArgumentError, BundleError, EngineError
 from hspace.manifest import Accuracy
@@ -240,3 +241,17 @@ def test_an_export_records_it(
     assert "as the bundle records" in choice.choose(again).why
     machine.able["openvino"] = ("fp32",)
     assert chosen(again) == ("openvino", "fp32")
+
+
+def test_another_default_preset_is_measured_anew(machine: Machine, bundle: hspace.Bundle, tmp_path: Path) -> None:
+    """What is recorded is of the preset that was the default one."""
+    shutil.copytree(bundle.folder, tmp_path / "copy")
+    copy = hspace.Bundle(tmp_path / "copy")
+    choice.record(copy)
+    name, preset = copy.preset()
+    set_preset(copy, "another", preset)
+    assert hspace.Bundle(copy.folder).manifest.accuracy == copy.manifest.accuracy != msgspec.UNSET
+    set_preset(copy, name, msgspec.structs.replace(preset, decode_steps=2), replace=True)
+    assert hspace.Bundle(copy.folder).manifest.accuracy is msgspec.UNSET
+    machine.loss = 0.3
+    assert "measured on this machine" in choice.choose(hspace.Bundle(copy.folder)).why

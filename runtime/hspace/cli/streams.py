@@ -29,7 +29,8 @@ def _stdin(error: type[HspaceError], most: int) -> bytes:
     if "stdin" in kept:
         return cast(bytes, kept["stdin"])
     if sys.stdin is None or sys.stdin.isatty():
-        raise error("-: stdin is a terminal, expected a file or a pipe")
+        what = "closed" if sys.stdin is None else "a terminal"
+        raise error(f"-: stdin is {what}, expected a file or a pipe")
     data = sys.stdin.buffer.read(most + 1)
     if len(data) > most:
         raise error(f"-: found more than {most} bytes on stdin, expected at most that")
