@@ -10,6 +10,10 @@ class HspaceError(Exception):
 
     exit_code = 1
 
+    def __init__(self, message: str = "") -> None:
+        """message: names in it may be no text (half a surrogate pair); they are written as escapes."""
+        super().__init__(message.encode("utf-8", "backslashreplace").decode())
+
 
 class ArgumentError(HspaceError, ValueError):
     """An argument of a public call is out of range, of the wrong shape, or names nothing."""

@@ -69,7 +69,7 @@ def load_images(images: Images, size: int, *, resize: bool = False, name: str = 
         else:
             raise ArgumentError(f"{where}: found {type(image).__name__} in a sequence, expected an image or a path")
     if not loaded:
-        raise ArgumentError(f"{name}: found {type(images).__name__}, expected {_EXPECTED}")
+        raise ArgumentError(f"{name}: found an empty {type(images).__name__}, expected {_EXPECTED}")
     return np.concatenate(loaded)
 
 
