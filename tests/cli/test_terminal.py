@@ -17,7 +17,7 @@ import hspace
 import pytest
 from hspace.cli.progress import Bar
 
-from .conftest import Cli
+from .conftest import NULL_WARNING, Cli
 
 COMMAND = [sys.executable, "-m", "hspace"]
 
@@ -114,7 +114,9 @@ def test_a_dumb_terminal(bundle: Path, photos: Path, tmp_path: Path) -> None:
     command = [*COMMAND, "edit", str(photos), "-b", str(bundle), "--engine", "null", "-o", str(tmp_path / "out")]
     code, seen = on_a_terminal(command, b"", None, TERM="dumb")
     assert code == 0
-    assert re.fullmatch(rb"wrote 3 files in \S+ in \S+ s \(engine null, fp32\)\r\n", seen), seen
+    assert re.fullmatch(
+        NULL_WARNING.strip().encode() + rb"\r\nwrote 3 files in \S+ in \S+ s \(engine null, fp32\)\r\n", seen
+    ), seen
 
 
 # --- signals ------------------------------------------------------------------------------------------
@@ -175,7 +177,7 @@ sys.argv = ["hspace", "edit", {str(photos / "a.png")!r}, "-b", {str(on[1])!r}, "
 hspace.__main__.main()
 """
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert (found.returncode, found.stderr) == (143, "hspace: error: terminated\n")
+    assert (found.returncode, found.stderr) == (143, NULL_WARNING + "hspace: error: terminated\n")
 
 
 def test_an_ignored_signal_is_ignored(long_run: list[str], bundle: Path) -> None:

@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import check_whole
-from ..errors import ArgumentError, HspaceError, ImageError, LatentError
+from ..errors import ArgumentError, HspaceError, ImageError, LatentError, OutputError
 from ..image import SUFFIXES, to_uint8
 from ..latent import Latent
 from ..manifest import Source
 from ..noise import check_seed
 from ..program import Program
+from ..record import read_output
 from ..recorders import FRAMES, Timeline
 from ..sheet import Sheet, grid
 from . import common, outputs, printable
@@ -54,8 +55,9 @@ class _Picture:
         self._as_json, self._resize = options.pop("as_json"), options.pop("resize", False)
         output = options.pop("output")
         self._form = outputs.form_of(output, options)
-        self._series = outputs.plan_series(output, count, self._form, options.pop("force"), sources, animated)
-        self._sources: dict[Path, Source] = {}
+        force, update = options.pop("force"), options.pop("update")
+        self._series = outputs.plan_series(output, count, self._form, force, update, sources, animated)
+        self._sources: dict[Path, Source | None] = dict.fromkeys(sources)
         self.editor = common.open_editor(options)
         self.edits = common.strengths_of(options.pop("strengths"))
 
@@ -64,11 +66,34 @@ class _Picture:
         self._sheet = sheet
         self._series.check(sheet)
 
-    def describe(self, call: str, options: dict[str, Any], draws: bool = False, **more: Any) -> None:
-        """What the outputs are to say of what made them; refuses what a decode would refuse. See `Recorder`."""
+    def describe(self, call: str, options: dict[str, Any], draws: bool = False, **more: Any) -> bool:
+        """What the outputs are to say of what made them; refuses what a decode would refuse. See `Recorder`.
+
+        False where all exist and would be the same, which is said. Those that would differ are refused before any work.
+        """
         check_seed(options["seed"])
         more["quality"] = self._form.quality
-        self._record = Recorder(self.editor, call, options, self.edits, draws=draws, **more)
+        self._recorder = Recorder(self.editor, call, options, self.edits, draws=draws, **more)
+        series = self._series
+        report = Report(len(series.targets), start=self._start, what="outputs")
+        for path in self._sources if series.there else ():
+            self._read(path, LatentError if common.is_latent(path) else ImageError)
+        for number, target in enumerate(series.targets):
+            if target in series.there:
+                try:
+                    report.settle(target, read_output(target), self._record(number), series.update)
+                except OutputError as e:
+                    report.refuse(target, e)
+        series.kept.extend(report.kept)
+        if report.failed or len(report.kept) == report.total:
+            wrote(self._as_json, report, self._recorder.engine)
+            return False
+        return True
+
+    def _record(self, number: int) -> str:
+        """What the output of that number says."""
+        sources = [source for source in self._sources.values() if source is not None]
+        return self._recorder(sources, number if self._series.kind == "folder" else None)
 
     def _read(self, path: Path, error: type[HspaceError]) -> bytes:
         data = read_source(path, error)
@@ -104,11 +129,11 @@ class _Picture:
 
     def finish(self, images: NDArray[np.uint8], also: NDArray[np.uint8] | None = None) -> None:
         """Writes the images, and on a sheet `also` those, and says so."""
-        sources = list(self._sources.values())
-        self._series.save(images, self._sheet, lambda number: self._record(sources, number), also)
-        targets = self._series.targets
-        report = Report(1, written=targets, start=self._start, on_stdout=targets == [DASH])
-        wrote(self._as_json, report, self._record.engine)
+        series = self._series
+        series.save(images, self._sheet, self._record, also)
+        written = [target for target in series.targets if target not in series.kept]
+        report = Report(len(series.targets), series.kept, written, start=self._start, on_stdout=written == [DASH])
+        wrote(self._as_json, report, self._recorder.engine)
 
 
 @click.command()
@@ -151,7 +176,8 @@ def sweep(inputs: Sequence[str], ranges: Sequence[tuple[str, list[float]]], **op
     for end in (0, -1):
         edits = {**picture.edits, **{name: values[end] for name, values in over.items()}}
         common.check_run(picture.editor, edits, options)
-    picture.describe("sweep", options, over=over)
+    if not picture.describe("sweep", options, over=over):
+        return
     latent = Latent.stack(picture.latents(files, options))
     with progress("sweep") as on_step:
         images = picture.editor.sweep(latent, over, edits=picture.edits, on_step=on_step, **options)
@@ -185,7 +211,8 @@ def interpolate(first: str, second: str, frames: int, **options: Any) -> None:
     picture = _Picture(options, frames, sources, animated=True)
     digits = max(2, len(str(frames)))  # as many as make labels differ
     picture.lay_out(Sheet([""], [f"{w:.{digits}f}" for w in np.linspace(0, 1, frames)], picture.editor.size))
-    picture.describe("interpolate", options, frames=frames)
+    if not picture.describe("interpolate", options, frames=frames):
+        return
     a, b = picture.latents(sources, options)
     with progress("interpolate") as on_step:
         images = picture.editor.interpolate(a, b, frames, edits=picture.edits, on_step=on_step, **options)
@@ -230,7 +257,9 @@ def timeline(source: str | None, frames: int | None, **options: Any) -> None:
         return found
 
     recorder = recorder_of(common.check_run(picture.editor, picture.edits, options))
-    picture.describe("timeline", options, draws=not sources, frames=len(recorder.timesteps))
+    picture.keep(len(recorder.timesteps))
+    if not picture.describe("timeline", options, draws=not sources, frames=len(recorder.timesteps)):
+        return
     latent = picture.latent(sources[0], options) if sources else None
     if latent is not None:  # which may take one row less
         recorder = recorder_of(common.check_run(picture.editor, picture.edits, options, latent))
@@ -273,7 +302,9 @@ def sample(count: int, accept: Sequence[tuple[str, float]], **options: Any) -> N
     """
     picture, wanted = _Picture(options, count), common.strengths_of(accept, "--accept") or None
     picture.lay_out(grid(f"seed {options['seed']}", count, picture.editor.size))
-    picture.describe("sample", options, draws=True, count=count, accept=wanted, latent_steps=options["latent_steps"])
+    told = {"count": count, "accept": wanted, "latent_steps": options["latent_steps"]}
+    if not picture.describe("sample", options, draws=True, **told):
+        return
     with progress("sample") as on_step:
         images = picture.editor.sample(count, edits=picture.edits, accept=wanted, on_step=on_step, **options)
     picture.finish(images)
@@ -302,7 +333,8 @@ def vary(source: str, count: int, **options: Any) -> None:
     picture = _Picture(options, count, [file])
     picture.lay_out(grid(printable(file.stem), count, picture.editor.size))
     picture.editor.check_can_vary()
-    picture.describe("vary", options, draws=True, count=count)
+    if not picture.describe("vary", options, draws=True, count=count):
+        return
     latent = picture.latent(file, options)
     with progress("vary") as on_step:
         images = picture.editor.vary(latent, count, edits=picture.edits, on_step=on_step, **options)
@@ -343,7 +375,8 @@ def inject(source: str, content: str, amounts: Sequence[float], mask: Path | Non
     picture.lay_out(Sheet([""], [f"{a:.2f}" for a in amounts], picture.editor.size))
     where = None if mask is None else (picture.image(mask)[0].mean(axis=0) + 1) / 2
     other = picture.image(files[1])
-    picture.describe("inject", options, amounts=list(amounts), masked=mask is not None)
+    if not picture.describe("inject", options, amounts=list(amounts), masked=mask is not None):
+        return
     picture.editor.check_can_inject(picture.edits)
     latent = Latent.stack([picture.latent(files[0], options)] * len(amounts))
     with progress("inject") as on_step:
