@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-# what commands on an editor with the engine null begin with; most tests here use it, and test_null_engine sees it
+# of commands that wrote something with the engine null; most tests here use it, and test_null_engine sees it
 NULL_WARNING = "hspace: warning: engine null computes nothing real: what it makes is for tests alone\n"
 
 
@@ -59,7 +59,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         except SystemExit as e:
             code = 0 if e.code is None else int(e.code)
         out, err = capsys.readouterr()
-        return Result(code, out, err.removeprefix(NULL_WARNING))
+        return Result(code, out, err.replace(NULL_WARNING, ""))
 
     return run
 

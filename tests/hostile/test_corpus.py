@@ -131,7 +131,7 @@ def run(case: Case, capture: pytest.CaptureFixture[str]) -> Result:
             code = 0 if e.code is None else int(e.code)
     out, err = capture.readouterr()
     err += "".join(f"{w.category.__name__}: {w.message}\n" for w in warned if not issubclass(w.category, SILENT))
-    return Result(code, out, err.removeprefix(NULL_WARNING))
+    return Result(code, out, err.replace(NULL_WARNING, ""))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

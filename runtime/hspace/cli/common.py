@@ -224,10 +224,7 @@ resizing = click.option("--resize", is_flag=True, help="Centre-crop and resize i
 def open_editor(options: dict[str, Any]) -> Editor:
     """An editor from the bundle and the options of `engine`, which are taken out of `options`."""
     names = ("engine", "precision", "device", "threads", "batch_size")
-    editor = open_bundle(options.pop("bundle"), **{n: options.pop(n) for n in names})
-    if editor.engine.name == "null":
-        click.echo("hspace: warning: engine null computes nothing real: what it makes is for tests alone", err=True)
-    return editor
+    return open_bundle(options.pop("bundle"), **{n: options.pop(n) for n in names})
 
 
 def strengths_of(pairs: Sequence[tuple[str, float]], option: str = "--set") -> dict[str, float]:

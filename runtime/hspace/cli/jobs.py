@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import click
+
 from ..attributes import check_names, compile_edit
 from ..editor import Editor
 from ..engines import Engine
@@ -228,5 +230,7 @@ def wrote(as_json: bool, report: Report, engine: Engine) -> None:
         text = f"kept {printable(str(report.kept[0]))}: it exists and would be the same (--force makes it anew)"
     elif report.kept:
         text += f"; kept {len(report.kept)} that exist and would be the same (--force makes them anew)"
+    if outputs and engine.name == "null":
+        click.echo("hspace: warning: engine null computes nothing real: what it makes is for tests alone", err=True)
     emit(as_json, found, text + refusals, err=report.on_stdout)
     report.finish()
