@@ -20,7 +20,7 @@ from ..record import differences, engine_told, make_record, read_output
 from ..runs import OnStep, Step
 from . import printable
 from .common import emit, engine_text
-from .outputs import Job, Plan, folder_of
+from .outputs import Job, Plan, Series, folder_of
 from .progress import Bar
 from .streams import read_source, source_of
 
@@ -209,6 +209,20 @@ def _to_renew(
                 yield job
         except (ImageError, LatentError, OutputError) as e:
             report.refuse(job.source, e)
+
+
+def settle_series(series: Series, report: Report, record: Callable[[int], str]) -> None:
+    """Which of a series' files that exist are kept, as it and the report then say, and which are refused.
+
+    record: what the file of that number would say.
+    """
+    for number, target in enumerate(series.targets):
+        if target in series.there:
+            try:
+                report.settle(target, read_output(target), record(number), series.update)
+            except OutputError as e:
+                report.refuse(target, e)
+    series.kept.extend(report.kept)
 
 
 def wrote(as_json: bool, report: Report, engine: Engine) -> None:

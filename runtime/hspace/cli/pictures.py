@@ -13,17 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import check_whole
-from ..errors import ArgumentError, HspaceError, ImageError, LatentError, OutputError
+from ..errors import ArgumentError, HspaceError, ImageError, LatentError
 from ..image import SUFFIXES, to_uint8
 from ..latent import Latent
 from ..manifest import Source
 from ..noise import check_seed
 from ..program import Program
-from ..record import read_output
 from ..recorders import FRAMES, Timeline
 from ..sheet import Sheet, grid
 from . import common, outputs, printable
-from .jobs import Recorder, Report, wrote
+from .jobs import Recorder, Report, settle_series, wrote
 from .progress import progress
 from .streams import DASH, read_source, source_of
 
@@ -74,17 +73,10 @@ class _Picture:
         check_seed(options["seed"])
         more["quality"] = self._form.quality
         self._recorder = Recorder(self.editor, call, options, self.edits, draws=draws, **more)
-        series = self._series
-        report = Report(len(series.targets), start=self._start, what="outputs")
-        for path in self._sources if series.there else ():
+        report = Report(len(self._series.targets), start=self._start, what="outputs")
+        for path in self._sources if self._series.there else ():
             self._read(path, LatentError if common.is_latent(path) else ImageError)
-        for number, target in enumerate(series.targets):
-            if target in series.there:
-                try:
-                    report.settle(target, read_output(target), self._record(number), series.update)
-                except OutputError as e:
-                    report.refuse(target, e)
-        series.kept.extend(report.kept)
+        settle_series(self._series, report, self._record)
         if report.failed or len(report.kept) == report.total:
             wrote(self._as_json, report, self._recorder.engine)
             return False
@@ -92,8 +84,8 @@ class _Picture:
 
     def _record(self, number: int) -> str:
         """What the output of that number says."""
-        sources = [source for source in self._sources.values() if source is not None]
-        return self._recorder(sources, number if self._series.kind == "folder" else None)
+        image = number if self._series.kind == "folder" else None
+        return self._recorder([*filter(None, self._sources.values())], image)
 
     def _read(self, path: Path, error: type[HspaceError]) -> bytes:
         data = read_source(path, error)
