@@ -8,6 +8,7 @@ from typing import BinaryIO
 _BYTES = 4096  # at either end of a file, that tell what it is
 
 _CONVERT, _FRAME = "convert it to PNG or JPEG first", "take a frame out of it first"
+_UNKNOWN = ("a text", "data of another kind")
 _TENSORS = "a safetensors file"
 _UNPACK, _DOWNLOAD = "unpack it first", "a download that failed?"
 
@@ -63,21 +64,21 @@ def found_in(file: BinaryIO) -> str:
     tail = file.read(_BYTES)
     file.seek(0)
     head = file.read(_BYTES)
-    kind = _format_of(head)
+    what, advice = _other(head, size)
+    kind = _format_of(head) if what in _UNKNOWN else None
     if kind:
         cut = _is_cut(kind, size, head, tail)
         return f"a {kind} file that is cut short: it ends after {size} bytes" if cut else f"a damaged {kind} file"
-    what, advice = _other(head, size)
     return f"{what} ({advice})" if advice else what
 
 
 def found_instead_of_tensors(data: bytes) -> str:
     """The same of the bytes of a file that does not open as safetensors."""
     head = data[:_BYTES]
-    kind = _format_of(head)
+    what, _ = _other(head, len(data))
+    kind = _format_of(head) if what in _UNKNOWN else None
     if kind:
         return f"an image ({kind})"
-    what, _ = _other(head, len(data))
     return f"{what} that is damaged, or cut short after {len(data)} bytes" if what == _TENSORS else what
 
 
@@ -94,7 +95,7 @@ def _other(head: bytes, size: int) -> tuple[str, str]:
     for pattern, what, advice in _OTHERS:
         if re.match(pattern, start, re.DOTALL):
             return what, advice
-    return "a text" if _is_text(head) else "data of another kind", ""
+    return _UNKNOWN[0] if _is_text(head) else _UNKNOWN[1], ""
 
 
 def _is_cut(kind: str, size: int, head: bytes, tail: bytes) -> bool:
