@@ -341,7 +341,7 @@ def calibrate(
         indicators.plot(paths[1], curves, [(what, thresholds[what], t) for what, t in chosen.items()])
     largest = {"t_edit": curves.to_p[0].max(), "t_boost": curves.to_x[0].max()}
     says = [
-        f"{what} {t} (distance {thresholds[what]:.3g})"
+        f"{what} {t} (threshold {thresholds[what]:.3g})"
         if t is not None
         else f"{what} not found: the distance stays below {thresholds[what]:.3g} (largest {largest[what]:.3g})"
         for what, t in chosen.items()

@@ -36,7 +36,7 @@ _TURNS = {  # EXIF's Orientation → a member of PIL.Image.Transpose
 _ORIENTATION, _SUBFILE_TYPE, _DNG_VERSION = 0x0112, 0x00FE, 0xC612
 _RECORD, _EXIF, _USER_COMMENT = "hspace", 0x8769, 0x9286
 _COMMENTS = ((b"ASCII\0\0\0", "ascii"), (b"UNICODE\0", "utf-16-le"))  # Exif 2.32, 4.6.5: how a UserComment begins
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".mpo", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
 def load_images(images: Images, size: int, *, resize: bool = False, name: str = "images") -> NDArray[np.float32]:

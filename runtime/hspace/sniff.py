@@ -1,4 +1,4 @@
-"""What a file is that is no image, by how it begins; for messages alone, so a wrong guess costs a word."""
+"""What a file is that is not as expected, by how it begins; for messages alone, so a wrong guess costs a word."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import BinaryIO
 _BYTES = 4096  # at either end of a file, that tell what it is
 
 _CONVERT, _FRAME = "convert it to PNG or JPEG first", "take a frame out of it first"
+_UNKNOWN = ("a text", "data of another kind")
+_TENSORS = "a safetensors file"
 _UNPACK, _DOWNLOAD = "unpack it first", "a download that failed?"
 
 # the formats that are read, by how they begin
@@ -24,6 +26,7 @@ _OTHERS = (
     (rb"version https://git-lfs\.github\.com/spec/", "a Git LFS pointer", "`git lfs pull` fetches the file"),
     (rb"(?i)(?=<).*<(!doctype html|html|head|body)\b", "an HTML page", _DOWNLOAD),
     (rb"(?i)(?=<).*<svg\b", "an SVG drawing", _CONVERT),
+    (rb".{2,4}\0{4}\{\s*[\"}]", _TENSORS, "`hspace decode` takes latents"),
     (rb"<[A-Za-z!?]", "an XML document", _DOWNLOAD),
     (rb"[{\[]\s*[\"{\[\d\]}]", "a JSON text", _DOWNLOAD),
     (rb"%PDF-", "a PDF document", _CONVERT),
@@ -61,17 +64,38 @@ def found_in(file: BinaryIO) -> str:
     tail = file.read(_BYTES)
     file.seek(0)
     head = file.read(_BYTES)
-    if not head.strip(b"\0 \t\r\n"):
-        return f"a file of {size} zeros or blanks" if size else "an empty file"
-    start = head.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")
-    for pattern, what, advice in _OTHERS:
-        if re.match(pattern, start, re.DOTALL):
-            return f"{what} ({advice})" if advice else what
-    kind = next((name for pattern, name in _READ.items() if re.match(pattern, head, re.DOTALL)), None)
+    what, advice = _other(head, size)
+    kind = _format_of(head) if what in _UNKNOWN else None
     if kind:
         cut = _is_cut(kind, size, head, tail)
         return f"a {kind} file that is cut short: it ends after {size} bytes" if cut else f"a damaged {kind} file"
-    return "a text" if _is_text(head) else "data of another kind"
+    return f"{what} ({advice})" if advice else what
+
+
+def found_instead_of_tensors(data: bytes) -> str:
+    """The same of the bytes of a file that does not open as safetensors."""
+    head = data[:_BYTES]
+    what, _ = _other(head, len(data))
+    kind = _format_of(head) if what in _UNKNOWN else None
+    if kind:
+        return f"an image ({kind})"
+    return f"{what} that is damaged, or cut short after {len(data)} bytes" if what == _TENSORS else what
+
+
+def _format_of(head: bytes) -> str | None:
+    """The format of images that are read that a file begins like."""
+    return next((name for pattern, name in _READ.items() if re.match(pattern, head, re.DOTALL)), None)
+
+
+def _other(head: bytes, size: int) -> tuple[str, str]:
+    """What any other file is, by how it begins and its size, and what to do with it where it is no image."""
+    if not head.strip(b"\0 \t\r\n"):
+        return f"a file of {size} zeros or blanks" if size else "an empty file", ""
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")
+    for pattern, what, advice in _OTHERS:
+        if re.match(pattern, start, re.DOTALL):
+            return what, advice
+    return _UNKNOWN[0] if _is_text(head) else _UNKNOWN[1], ""
 
 
 def _is_cut(kind: str, size: int, head: bytes, tail: bytes) -> bool:

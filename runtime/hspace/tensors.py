@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from .checks import raise_faults
 from .errors import BundleError, HspaceError
 from .files import reason, write_atomically
+from .sniff import found_instead_of_tensors
 
 MAX_HEADER = 2**24  # bytes: names, shapes and metadata
 _TINY = float(np.finfo(np.float32).tiny)
@@ -66,7 +67,7 @@ def read_tensors(data: bytes, where: str, error: type[HspaceError] = BundleError
     except MemoryError as e:
         raise error(f"{where}: cannot be read: {reason(e)}") from None
     except Exception:  # the library raises errors of many types, and its text is not for our users
-        raise error(f"{where}: expected a safetensors file") from None
+        raise error(f"{where}: expected a safetensors file, found {found_instead_of_tensors(data)}") from None
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -481,7 +481,8 @@ def test_calibrate(cli: Cli, asyrp_folder: Path, faces: Path) -> None:
     calibrate(cli, asyrp_folder, faces).error(7, "curves.json: exists already")
     assert contents(faces) == before
     out = calibrate(cli, asyrp_folder, faces, *thresholds, "--save", "found", "--force").check().out
-    assert out.startswith("structural, 1 - SSIM, 30 images: t_edit ")
+    says = f"t_edit {found['t_edit']} (threshold 0.1); t_boost {found['t_boost']} (threshold 0.1)\n"
+    assert out.startswith(f"structural, 1 - SSIM, 30 images: {says}")
     assert out.endswith("saved the preset found, of 6 + 6 steps\n")
 
 

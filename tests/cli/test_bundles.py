@@ -8,6 +8,7 @@ from pathlib import Path
 import hspace
 import pytest
 from hspace import Program
+from hspace.errors import BundleError
 
 from .conftest import Cli
 
@@ -171,6 +172,57 @@ def test_doctor_says_what_auto_is_for_a_bundle(cli: Cli) -> None:
     found = cli("doctor", "-b", "bundles/avatars32", "--json").check().json
     assert (found["auto"]["engine"], found["auto"]["precision"]) == ("openvino", "fp32")  # as the bundle records
     assert found["auto"]["why"].startswith("openvino in fp32") and found["auto"]["left_out"] == {}
+
+
+def test_doctor_says_what_the_environment_pins(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a bundle and without."""
+    on = ["-b", "bundles/avatars32"]
+    monkeypatch.setenv("HSPACE_ENGINE", "onnx")
+    assert "\nengine: onnx, as HSPACE_ENGINE says\n" in cli("doctor").check().out
+    assert "\nengine: onnx in fp32, as HSPACE_ENGINE says" in cli("doctor", *on).check().out
+    monkeypatch.setenv("HSPACE_PRECISION", "fp32")
+    assert "\nengine: onnx in fp32, as HSPACE_ENGINE and HSPACE_PRECISION say\n" in cli("doctor", *on).check().out
+    found = cli("doctor", *on, "--json").check().json["auto"]
+    assert (found["engine"], found["precision"]) == ("onnx", "fp32")
+    monkeypatch.delenv("HSPACE_ENGINE")
+    assert "\nengine auto: openvino in fp32, as HSPACE_PRECISION says\n" in cli("doctor", *on).check().out
+
+
+CONFLICTS = {
+    "precision": (
+        {"HSPACE_ENGINE": "onnx", "HSPACE_PRECISION": "bf16"},
+        "computes bundles/avatars32 in fp32 here, not",
+    ),
+    "no engine": ({"HSPACE_ENGINE": "tensorflow"}, "HSPACE_ENGINE: found 'tensorflow', expected auto, openvino, onnx"),
+    "no precision": ({"HSPACE_PRECISION": "int4"}, "HSPACE_PRECISION: found 'int4', expected auto, fp32"),
+}
+
+
+@pytest.mark.parametrize("name", CONFLICTS)
+def test_doctor_says_a_conflict_at_the_end(name: str, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After all that it has to say, as the reason."""
+    settings, says = CONFLICTS[name]
+    for variable, value in settings.items():
+        monkeypatch.setenv(variable, value)
+    on = ["doctor", "-b", "bundles/avatars32"]
+    found = cli(*on)
+    assert found.code == 5 and found.err.startswith("hspace: error: ") and says in found.err
+    assert found.out.splitlines()[2].split()[:2] == ["onnx", "yes"] and f"hspace {hspace.__version__}" in found.out
+    assert f"engine: none, {found.err.removeprefix('hspace: error: ')}" in found.out
+    told = cli(*on, "--json")
+    why = found.err.removeprefix("hspace: error: ").removesuffix("\n")
+    assert (told.code, told.json["auto"]) == (5, {"engine": None, "precision": None, "why": why})
+
+
+def test_doctor_on_a_bundle_that_no_engine_takes(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise BundleError("unet.onnx: not a graph")
+
+    monkeypatch.setattr("hspace.choice._open", refuse)
+    found = cli("doctor", "-b", "bundles/avatars32", "--json")
+    assert (found.code, found.err) == (5, "hspace: error: unet.onnx: not a graph\n")
+    assert found.json["auto"] == {"engine": None, "precision": None, "why": "unet.onnx: not a graph"}
+    assert found.json["engines"]["onnx"] == {"runs": True, "why_not": None}
 
 
 def test_doctor_says_why_not(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

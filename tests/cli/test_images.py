@@ -120,7 +120,7 @@ def test_force_replaces(cli: Cli, on: list[object], photos: Path, tmp_path: Path
 def test_existing_single_output(cli: Cli, on: list[object], photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.png"
     out.write_text("mine")
-    cli("edit", photos / "a.png", *on, "-o", out).error(7, f"{out}: exists already (--force replaces it)")
+    cli("edit", photos / "a.png", *on, "-o", out).error(7, f"{out}: exists and says nothing of what made it")
     assert out.read_text() == "mine"
     cli("edit", photos / "a.png", *on, "--force", "-o", out).check()
     assert pixels(out).shape == (8, 8, 3)
@@ -141,9 +141,12 @@ def test_two_inputs_of_one_name(cli: Cli, on: list[object], photos: Path, tmp_pa
         image.save(photos / "a.bmp")
     result = cli("edit", photos / "a.png", photos / "a.bmp", photos / "b.png", *on, "--json", "-o", tmp_path / "edited")
     says = f"{photos / 'a.png'} and {photos / 'a.bmp'} would both become {tmp_path / 'edited' / 'a.png'}"
-    assert result.code == 2 and f"2 of 3 inputs refused: {says} (and 1 more)" in result.err
+    advice = "(--name '{stem}-{index}.{ext}' tells them apart)"
+    assert (result.code, result.err) == (2, f"hspace: error: 2 of 3 inputs refused: {says} {advice}\n")
     assert [row["file"] for row in result.json["failed"]] == [str(photos / n) for n in ("a.png", "a.bmp")]
     assert names(tmp_path / "edited") == ["b.png"]
+    again = cli("edit", photos / "a.png", photos / "a.bmp", photos / "b.png", *on, "-o", tmp_path / "edited")
+    assert again.out.count("would both become") == 1
 
 
 def test_json(cli: Cli, on: list[object], photos: Path, tmp_path: Path) -> None:
@@ -320,7 +323,7 @@ def test_decode_refusals(cli: Cli, on: list[object], asyrp: Path, photos: Path, 
 def test_encode_refusals(cli: Cli, on: list[object], photos: Path, tmp_path: Path) -> None:
     face = tmp_path / "face.safetensors"
     face.write_text("mine")
-    cli("encode", photos / "a.png", *on, "-o", face).error(7, "face.safetensors: exists already")
+    cli("encode", photos / "a.png", *on, "-o", face).error(7, "face.safetensors: exists and says nothing of")
     cli("encode", photos / "notes.txt", *on, "--force", "-o", face).error(4, "notes.txt: expected an image")
     assert face.read_text() == "mine"
 
@@ -381,8 +384,9 @@ def test_existing_series(
     (tmp_path / "x.png").write_text("mine")
     (tmp_path / "frames").mkdir()
     (tmp_path / "frames" / "0003.png").write_text("mine")
-    cli(command, *SERIES[command], *on, "-o", tmp_path / "x.png").error(7, "x.png: exists already (--force replaces")
-    cli(command, *SERIES[command], *on, "-o", tmp_path / "frames").error(7, "0003.png: exists already (--force")
+    cli(command, *SERIES[command], *on, "-o", tmp_path / "x.png").error(7, "x.png: exists and says nothing of what")
+    found = cli(command, *SERIES[command], *on, "-o", tmp_path / "frames")
+    assert found.code == 7 and "1 of 8 outputs refused: " in found.err and "0003.png: exists and says noth" in found.err
     assert names(tmp_path / "frames") == ["0003.png"]
     assert (tmp_path / "x.png").read_text() == (tmp_path / "frames" / "0003.png").read_text() == "mine"
     cli(command, *SERIES[command], *on, "--force", "-o", tmp_path / "x.png").check()

@@ -154,7 +154,10 @@ def test_clashes(cli: Cli, on: list[object], nested: Path, tmp_path: Path) -> No
         assert [row["file"] for row in found.json["failed"]] == [
             str(nested / f"{n}.png") for n in ("a", "x/a", "x/y/a")
         ]
-        assert all("would both become" in row["error"] for row in found.json["failed"])
+        assert {row["error"] for row in found.json["failed"]} == {
+            f"{nested / 'a.png'}, {nested / 'x' / 'a.png'} and 1 more would all become {tmp_path / 'out' / 'a.png'} "
+            "(--name '{stem}-{index}.{ext}' tells them apart)"
+        }
         assert (len(found.json["outputs"]), len(found.json["kept"])) == (outputs, kept)
     assert tree(tmp_path / "out") == ["b.png", "c.png", "d.png"]
     nothing = cli("edit", nested / "a.png", nested / "x" / "a.png", *on, "-o", tmp_path / "none")

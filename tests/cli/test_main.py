@@ -19,7 +19,7 @@ from hspace.errors import needs
 
 from ..conftest import BUNDLES, GOLDEN
 from ..hostile.helpers import png
-from .conftest import Cli, pixels
+from .conftest import NULL_WARNING, Cli, pixels
 
 
 def process(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -122,7 +122,7 @@ def test_process(bundle: Path, photos: Path, tmp_path: Path) -> None:
     found = process(
         "edit", photos / "a.png", "--engine", "null", "--set", "smile=1", "--json", "-o", out, HSPACE_BUNDLE=str(bundle)
     )
-    assert (found.returncode, found.stderr) == (0, "")
+    assert (found.returncode, found.stderr) == (0, NULL_WARNING)
     assert json.loads(found.stdout)["outputs"] == [str(out)]
     assert pixels(out).shape == (8, 8, 3)
 

@@ -245,8 +245,11 @@ def test_one_output(cli: Cli, on: list[object], photos: Path, tmp_path: Path) ->
     out = tmp_path / "out.png"
     arguments = ["edit", photos / "a.png", *on, "--json", "-o", out]
     cli(*arguments).check()
-    cli(*arguments).error(7, "out.png: exists already (--force replaces it)")
-    assert cli(*arguments, "--update").check().json["kept"] == [str(out)]
+    assert (cli(*arguments).check().json["kept"], cli(*arguments).check().json["outputs"]) == ([str(out)], [])
+    assert cli(*arguments[:-3], "-o", out).check().out.startswith(f"kept {out}: it exists and would be the same")
+    before = sha256(out)
+    cli(*arguments, "--steps", 2).error(7, "out.png: exists and was made otherwise (run); --update makes such ones")
+    assert sha256(out) == before
     assert cli(*arguments, "--update", "--steps", 2).check().json["outputs"] == [str(out)]
 
 

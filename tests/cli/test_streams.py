@@ -19,7 +19,7 @@ import pytest
 from hspace import Latent
 from hspace.sheet import grid
 
-from .conftest import Cli, Result, pixels
+from .conftest import NULL_WARNING, Cli, Result, pixels
 
 Piped = Callable[..., tuple[int, bytes, str]]
 
@@ -41,7 +41,7 @@ def piped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
             except SystemExit as e:
                 code = 0 if e.code is None else int(e.code)
         out.flush()
-        return code, out.buffer.getvalue(), capsys.readouterr().err  # type: ignore[attr-defined]
+        return code, out.buffer.getvalue(), capsys.readouterr().err.replace(NULL_WARNING, "")  # type: ignore[attr-defined]
 
     return run
 

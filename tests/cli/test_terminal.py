@@ -15,9 +15,11 @@ from pathlib import Path
 
 import hspace
 import pytest
+from hspace.cli.jobs import Report
 from hspace.cli.progress import Bar
+from hspace.errors import ImageError
 
-from .conftest import Cli
+from .conftest import NULL_WARNING, Cli
 
 COMMAND = [sys.executable, "-m", "hspace"]
 
@@ -54,6 +56,49 @@ def test_no_wider_than_the_terminal(
         assert "edit" in shown[0] and "  0%" in shown[0] and "100%" in shown[-1]
     if columns >= 80:
         assert "#" * 30 in shown[-1] and "-" * 30 in shown[0]
+
+
+def test_whole_parts_are_left_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """No word is cut: what has no room is not there."""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    parts = ["interpolate 100%", "  2 of 6", "  1.25 images/s"]
+    for columns in range(1, 60):
+        bar = Bar("interpolate", 2, lambda: "2 of 6, 1.25 images/s")
+        *_, last = lines(bar, columns, monkeypatch, capsys)
+        fits = [n for n in range(4) if len("".join(parts[:n])) < columns]
+        assert last.rstrip() == "".join(parts[: fits[-1]]) or "[#####" in last, columns
+
+
+def test_the_rate_of_one_batch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is of the steps that are done; there is none before the first."""
+    report = Report(6)
+    assert report.progress(0, 5.0) == "0 of 6"
+    assert report.progress(3.0, 2.0) == "0 of 6, 1.5 images/s"
+    report.written += [Path("a")] * 4
+    report.kept.append(Path("b"))
+    report.refuse(Path("c"), ImageError("no image"))
+    assert report.progress(6.0, 2.0) == "6 of 6, 2 images/s"
+
+
+def test_the_rate_that_is_seen(
+    cli: Cli, on: list[object], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the run of one batch, from its first step to its last, with a clock that says a second more every time."""
+    from hspace.cli import jobs
+
+    seen: list[tuple[float, float]] = []
+    monkeypatch.setattr(Report, "progress", lambda self, done, seconds: seen.append((done, seconds)) or "")
+    monkeypatch.setattr("hspace.cli.progress._EVERY", 0)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(jobs.time, "perf_counter", lambda: next(ticks))
+    cli("edit", photos, *on, "--steps", 4, "-o", tmp_path / "x")
+    done = [d for d, _ in seen]
+    assert done[0] == 0 and done[-1] == 3 and done == sorted(done)
+    assert len({d for d in done if 0 < d < 3}) >= 7
+    assert all(s > 0 for d, s in seen if d > 0)
 
 
 @pytest.mark.parametrize(("term", "terminal"), [("dumb", True), ("xterm", False)])
@@ -110,11 +155,19 @@ def test_a_signal_during_work(number: int, said: str, colour: str, long_run: lis
     assert [name for name in left if name.startswith(".")] == []
 
 
+def test_no_blank_line_before_interrupted(long_run: list[str]) -> None:
+    """The line of progress is ended once."""
+    code, seen = on_a_terminal(long_run, b"images/s", signal.SIGINT, TERM="xterm")
+    assert code == 130 and seen.endswith(b"\r\nhspace: error: interrupted\r\n") and b"\n\r\n" not in seen
+
+
 def test_a_dumb_terminal(bundle: Path, photos: Path, tmp_path: Path) -> None:
     command = [*COMMAND, "edit", str(photos), "-b", str(bundle), "--engine", "null", "-o", str(tmp_path / "out")]
     code, seen = on_a_terminal(command, b"", None, TERM="dumb")
     assert code == 0
-    assert re.fullmatch(rb"wrote 3 files in \S+ in \S+ s \(engine null, fp32\)\r\n", seen), seen
+    warning, text = seen.split(b"\r\n", 1)
+    assert warning.decode() + "\n" == NULL_WARNING
+    assert re.fullmatch(rb"wrote 3 files in \S+ in \S+ s \(engine null, fp32\)\r\n", text), text
 
 
 # --- signals ------------------------------------------------------------------------------------------

@@ -1071,7 +1071,7 @@ output("proc", "a folder that takes no files", "/proc/x.png", "/proc/x.png: cann
 output("below-file", "a folder below a file", "{case}/face.png/deeper", "cannot be made", make=copies("face.png"))
 output("no-folder", "a folder that is not there", "{out}/no/x.png", "there is no folder")
 output("is-device", "a device", "/dev/full", "/dev/full: a file, expected a folder")
-output("exists", "a file that exists", "{case}/old.png", "exists already (--force replaces it)", make=copies("old.png"))
+output("exists", "a file that exists", "{case}/old.png", "exists and says nothing", make=copies("old.png"))
 output("program-exists", "a program where a file exists", "{case}/old.png", "exists already (--force",
     make=copies("old.png"), command=PROGRAM.replace("--force ", ""))
 output("program-folder", "a program in a folder's place", "{out}", "cannot be written", command=PROGRAM)
@@ -1091,7 +1091,7 @@ output("input-hard-link", "a hard link to the input", "{case}/link.png", "link.p
     make=linked(lambda a, b: b.hardlink_to(a)), command=OWN.replace("--force ", ""))
 output("input-hard-link-force", "a hard link to the input, with --force", "{case}/link.png", SAME,
     make=linked(lambda a, b: b.hardlink_to(a)), command=OWN)
-output("link-dangling", "a link to nowhere", "{case}/x.png", "x.png: exists already",
+output("link-dangling", "a link to nowhere", "{case}/x.png", "x.png: exists and says nothing",
     make=lambda f: (f / "x.png").symlink_to("nowhere"))
 output("link-loop", "a link to itself", "{case}/x.png", "x.png: ", make=lambda f: (f / "x.png").symlink_to("x.png"))
 output("link-loop-force", "a link to itself, with --force", "{case}/x.png", "cannot be written: Too many levels",

@@ -14,7 +14,7 @@ from pathlib import Path
 import hspace.cli
 import pytest
 
-from ..cli.conftest import Result
+from ..cli.conftest import NULL_WARNING, Result
 from ..conftest import GOLDEN
 from .corpus import CASES, FACE, FILES, MARKER, Case, make_all, sound_bundle
 from .helpers import snapshot
@@ -131,7 +131,7 @@ def run(case: Case, capture: pytest.CaptureFixture[str]) -> Result:
             code = 0 if e.code is None else int(e.code)
     out, err = capture.readouterr()
     err += "".join(f"{w.category.__name__}: {w.message}\n" for w in warned if not issubclass(w.category, SILENT))
-    return Result(code, out, err)
+    return Result(code, out, err.replace(NULL_WARNING, ""))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

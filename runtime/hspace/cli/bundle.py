@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ import msgspec
 
 from ..attributes import check_names, compile_edit, read_attribute, summary
 from ..bundle import Bundle
-from ..choice import AUTO, choose
+from ..choice import AUTO, asked_engine, asked_precision, choose
 from ..editor import open as open_bundle
 from ..engines import ENGINES, cache, unavailable
 from ..engines.probe import check_with_onnx
-from ..errors import DeviceError, needs
+from ..errors import BundleError, DeviceError, EngineError, HspaceError, needs
 from ..plans import Planner
 from ..record import engine_told
 from . import common, outputs
@@ -142,12 +143,7 @@ def doctor(bundle: str | None, as_json: bool) -> None:
       hspace doctor -b bundles/avatars32
     """
     reasons = {name: unavailable(name) for name in ENGINES}
-    runs = [n for n in AUTO if reasons[n] is None]
-    auto: dict[str, Any] = {"engine": None, "precision": None, "why": f"the first of {', '.join(runs)} that takes it"}
-    if bundle is not None:
-        chosen = choose(Bundle(bundle))
-        auto = {"engine": chosen.engine.name, "precision": chosen.engine.precision, "why": chosen.why}
-        auto["left_out"] = chosen.left_out
+    auto, says, fault = _auto(bundle, reasons)
     from ..bench import machine
 
     gpu, why_not = _gpu()
@@ -165,13 +161,45 @@ def doctor(bundle: str | None, as_json: bool) -> None:
     rows = [[n, "yes" if r is None else "no", r or _NOTES.get(n, "")] for n, r in reasons.items()]
     text = "\n".join(f"{n:<10}{runs:<6}{says}".rstrip() for n, runs, says in [["engine", "runs", ""], *rows])
     device = why_not if gpu is None else f"device cuda:0: {gpu}"
-    text += f"\n\nengine auto: {auto['why']}"
+    text += f"\n\n{says}"
     text += "".join(f"\n  not {n}: {reason}" for n, reason in auto.get("left_out", {}).items())
     text += f"\n{device}\n"
     text += f"cache: not used: {why_no_cache}\n" if why_no_cache else f"cache: {cache.folder()}\n"
     text += f"python {found['python']}, {found['machine']}\n"
     text += ", ".join(f"{p} {v or 'not installed'}" for p, v in versions.items())
     common.emit(as_json, found, text)
+    if fault is not None:
+        raise fault
+
+
+def _auto(bundle: str | None, reasons: Mapping[str, str | None]) -> tuple[dict[str, Any], str, HspaceError | None]:
+    """What runs a bundle where a command does not say: for machines, and for people; and why nothing can.
+
+    reasons: by engine, why it cannot run here.
+    """
+    auto: dict[str, Any] = {"engine": None, "precision": None}
+    opened = None if bundle is None else Bundle(bundle)
+    try:
+        engine, precision = asked_engine(None), asked_precision(None)
+        chosen = None if opened is None else choose(opened)
+    except (EngineError, BundleError) as e:
+        return {**auto, "why": str(e)}, f"engine: none, {e}", e if isinstance(e, EngineError) else EngineError(str(e))
+    pins = [f"HSPACE_{what}" for what, asked in (("ENGINE", engine), ("PRECISION", precision)) if asked != "auto"]
+    as_told = f", as {' and '.join(pins)} say{'s' * (len(pins) == 1)}" if pins else ""
+    label = "engine auto" if engine == "auto" else "engine"
+    if chosen is not None:
+        auto = {"engine": chosen.engine.name, "precision": chosen.engine.precision}
+        taken = f"{chosen.engine.name} in {chosen.engine.precision}"
+        why = taken + as_told + chosen.why.removeprefix(taken).removesuffix(", as asked for")
+        return {**auto, "why": why, "left_out": chosen.left_out}, f"{label}: {why}", None
+    why_not = reasons.get(engine)
+    if why_not is not None:
+        fault = EngineError(f"engine {engine}: cannot run here: {why_not}")
+        return {**auto, "why": str(fault)}, f"engine: none, {fault}", fault
+    runs = [n for n in AUTO if reasons[n] is None]
+    why = f"the first of {', '.join(runs)} that takes it" if engine == "auto" else engine
+    why += (f" in {precision}" if precision != "auto" else "") + as_told
+    return {**auto, "why": why}, f"{label}: {why}", None
 
 
 def _gpu() -> tuple[str | None, str | None]:

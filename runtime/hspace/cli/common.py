@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PosixPath, WindowsPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -63,6 +63,10 @@ class Strength(ParamType[tuple[str, float]]):
         self.fail(f"found {value!r}, expected NAME=NUMBER", param, ctx)
 
 
+class FolderPath(WindowsPath if os.name == "nt" else PosixPath):  # type: ignore[misc]
+    """A path that was given with a slash behind, so that it is a folder's, whatever its suffix."""
+
+
 class File(ParamType[Path]):
     """A path that the system can have. What is empty would be the folder that one is in."""
 
@@ -71,7 +75,8 @@ class File(ParamType[Path]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         with suppress(UnicodeEncodeError):
             if value and b"\0" not in os.fsencode(value):
-                return Path(value)
+                separators = tuple(s for s in (os.sep, os.altsep) if s)
+                return FolderPath(value) if value.endswith(separators) else Path(value)
         self.fail(f"found {str(value)!r}, expected the name of a file or a folder", param, ctx)
 
 
@@ -190,6 +195,7 @@ seeding = click.option("--seed", type=int, default=0, show_default=True, help="O
 editing = stack(strength_option, phases, seeding)
 writing = stack(
     click.option("-o", "--output", required=True, type=FILE, help="A file, or a folder; - is stdout."),
+    click.option("--update", is_flag=True, help="Replace outputs that exist where they would differ."),
     click.option("--force", is_flag=True, help="Replace all outputs that exist."),
 )
 picture = stack(
@@ -201,7 +207,6 @@ picture = stack(
     ),
     click.option("--quality", type=int, help="1 to 100, of JPEG and WebP. [default: 95]"),
 )
-updating = click.option("--update", is_flag=True, help="Replace outputs that exist where they would differ.")
 recursing = click.option(
     "--recursive", is_flag=True, help="Look into subfolders as well; a folder of outputs mirrors them."
 )

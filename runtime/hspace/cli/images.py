@@ -41,7 +41,6 @@ inputs = click.argument("inputs", nargs=-1, required=True)
 @common.editing
 @common.resizing
 @common.writing
-@common.updating
 @common.picture
 @common.naming
 @common.as_json
@@ -88,7 +87,6 @@ def edit(
 @common.running
 @common.resizing
 @common.writing
-@common.updating
 @common.naming
 @common.as_json
 def encode(inputs: Sequence[str], as_json: bool, **options: Any) -> None:
@@ -116,7 +114,6 @@ def encode(inputs: Sequence[str], as_json: bool, **options: Any) -> None:
 @common.running
 @common.editing
 @common.writing
-@common.updating
 @common.picture
 @common.naming
 @common.as_json

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import click
+
 from ..attributes import check_names, compile_edit
 from ..editor import Editor
 from ..engines import Engine
@@ -18,7 +20,7 @@ from ..record import differences, engine_told, make_record, read_output
 from ..runs import OnStep, Step
 from . import printable
 from .common import emit, engine_text
-from .outputs import Job, Plan, folder_of
+from .outputs import Job, Plan, Series, folder_of
 from .progress import Bar
 from .streams import read_source, source_of
 
@@ -27,7 +29,8 @@ from .streams import read_source, source_of
 class Report:
     """What a command on many inputs has done: outputs written, outputs kept, inputs refused and why.
 
-    on_stdout: whether stdout is the one output, so that what is said goes to stderr.
+    on_stdout: whether stdout is the one output, so that what is said goes to stderr. what: of which `total` is the
+    number.
     """
 
     total: int
@@ -36,29 +39,46 @@ class Report:
     failed: list[tuple[Path, HspaceError]] = field(default_factory=list)
     start: float = field(default_factory=time.perf_counter)
     on_stdout: bool = False
+    what: str = "inputs"
 
-    def __str__(self) -> str:
-        seconds = max(time.perf_counter() - self.start, 1e-9)
-        done = len(self.written) + len(self.kept) + len(self.failed)
-        return f"{done} of {self.total}, {len(self.written) / seconds:.3g} images/s"
+    def progress(self, done: float, seconds: float) -> str:
+        """How far it is. done: of all inputs, those that are begun with the share of their steps that is done; seconds:
+        since the first was begun.
+        """
+        other = len(self.kept) + len(self.failed)
+        text = f"{len(self.written) + other} of {self.total}"
+        return f"{text}, {(done - other) / seconds:.3g} images/s" if done > other and seconds > 0 else text
 
-    def refuse(self, job: Job, error: HspaceError) -> None:
+    def refuse(self, file: Path, error: HspaceError) -> None:
         """Notes that an input was refused; where it is the only one, its error is the command's."""
         if self.total == 1:
             raise error
-        self.failed.append((job.source, error))
+        self.failed.append((file, error))
+
+    def settle(self, target: Path, found: str | None, wanted: str, update: bool) -> bool:
+        """Whether an output that exists is to be made anew; one that would be the same is kept. Raises OutputError for
+        one that would differ, unless `update`. found, wanted: its record, and that which it would have.
+        """
+        different = differences(found, wanted)
+        if different and not update:
+            why = "says nothing of what made it" if found is None else f"was made otherwise ({', '.join(different)})"
+            raise OutputError(f"{target}: exists and {why}; --update makes such ones anew, --force all")
+        if not different:
+            self.kept.append(target)
+        return bool(different)
 
     def refused(self) -> tuple[list[dict[str, str]], str]:
-        """Every refused input: for machines, and for people, a line each."""
+        """Every refused input for machines, and every refusal for people, a line each."""
         rows = [{"file": str(p), "error": str(e)} for p, e in self.failed]
-        return rows, "".join(f"\nrefused {printable(row['error'])}" for row in rows)
+        return rows, "".join(f"\nrefused {printable(error)}" for error in dict.fromkeys(row["error"] for row in rows))
 
     def finish(self) -> None:
         """Raises the one error that stands for all refused inputs, if there were any."""
         if self.failed:
             error = self.failed[0][1]
-            more = f" (and {len(self.failed) - 1} more)" if len(self.failed) > 1 else ""
-            raise type(error)(f"{len(self.failed)} of {self.total} inputs refused: {error}{more}")
+            others = len({str(e) for _, e in self.failed}) - 1
+            more = f" (and {others} more)" if others else ""
+            raise type(error)(f"{len(self.failed)} of {self.total} {self.what} refused: {error}{more}")
 
 
 class Recorder:
@@ -116,11 +136,16 @@ def run_jobs(
     """
     report = Report(plan.total, on_stdout=plan.on_stdout)
     for job, clash in plan.clashes:
-        report.refuse(job, clash)
-    with Bar(label, 1000 * max(plan.total, 1), lambda: str(report)) as bar:
+        report.refuse(job.source, clash)
+    start = report.start
+
+    def says() -> str:
+        return report.progress(bar.done / 1000, time.perf_counter() - start)
+
+    with Bar(label, 1000 * max(plan.total, 1), says) as bar:
         bar.draw()
         jobs = sorted([*plan.jobs, *_to_renew(plan, report, error, record, there)], key=lambda job: job.number)
-        before = plan.total - len(jobs)
+        before, start = plan.total - len(jobs), time.perf_counter()
 
         def made(loaded: list[_Loaded], done: int, of: int) -> Iterator[tuple[_Loaded, Any]]:
             """What can be made of the inputs, `of` of all that the bar counts, after `done` others."""
@@ -136,7 +161,7 @@ def run_jobs(
                         yield from made([one], done + i, 1)
                     return
                 only = loaded[0].job
-                report.refuse(only, e if report.total == 1 else type(e)(f"{only.source}: {e}"))
+                report.refuse(only.source, e if report.total == 1 else type(e)(f"{only.source}: {e}"))
                 return
             yield from zip(loaded, results, strict=True)
 
@@ -148,7 +173,7 @@ def run_jobs(
                     data = read_source(job.source, error)
                     content = load(job.source, data)
                 except (ImageError, LatentError) as e:
-                    report.refuse(job, e)
+                    report.refuse(job.source, e)
                     continue
                 loaded.append(_Loaded(job, content, record(job, source_of(job.source, data))))
             for one, result in made(loaded, before + i, len(chunk)) if loaded else ():
@@ -180,19 +205,24 @@ def _to_renew(
     for job in plan.there:
         try:
             wanted = record(job, source_of(job.source, read_source(job.source, error)))
-        except (ImageError, LatentError) as e:
-            report.refuse(job, e)
-            continue
-        found = there(job)
-        different = differences(found, wanted)
-        if not different:
-            report.kept.append(job.target)
-        elif plan.update:
-            yield job
-        else:
-            why = "says nothing of what made it" if found is None else f"was made otherwise ({', '.join(different)})"
-            says = f"{job.target}: exists and {why}; --update makes such ones anew, --force all"
-            report.refuse(job, OutputError(says))
+            if report.settle(job.target, there(job), wanted, plan.update):
+                yield job
+        except (ImageError, LatentError, OutputError) as e:
+            report.refuse(job.source, e)
+
+
+def settle_series(series: Series, report: Report, record: Callable[[int], str]) -> None:
+    """Which of a series' files that exist are kept, as it and the report then say, and which are refused.
+
+    record: what the file of that number would say.
+    """
+    for number, target in enumerate(series.targets):
+        if target in series.there:
+            try:
+                report.settle(target, read_output(target), record(number), series.update)
+            except OutputError as e:
+                report.refuse(target, e)
+    series.kept.extend(report.kept)
 
 
 def wrote(as_json: bool, report: Report, engine: Engine) -> None:
@@ -210,7 +240,11 @@ def wrote(as_json: bool, report: Report, engine: Engine) -> None:
     if len(outputs) == 1:
         what = "stdout" if report.on_stdout else str(outputs[0])
     text = f"wrote {printable(what)} in {seconds:.2f} s ({engine_text(engine)})"
-    if report.kept:
+    if len(report.kept) == report.total == 1:
+        text = f"kept {printable(str(report.kept[0]))}: it exists and would be the same (--force makes it anew)"
+    elif report.kept:
         text += f"; kept {len(report.kept)} that exist and would be the same (--force makes them anew)"
+    if outputs and engine.name == "null":
+        click.echo("hspace: warning: engine null computes nothing real: what it makes is for tests alone", err=True)
     emit(as_json, found, text + refusals, err=report.on_stdout)
     report.finish()

@@ -20,7 +20,7 @@ from ..image import SUFFIXES, WRITABLE, encode_image
 from ..manifest import MANIFEST
 from ..record import write_image
 from ..sheet import ANIMATED, Sheet, save_animation
-from .common import LATENT_SUFFIX
+from .common import LATENT_SUFFIX, FolderPath
 from .streams import DASH, check_stdout, write_stdout
 
 
@@ -61,8 +61,8 @@ def form_of(output: Path, options: dict[str, Any], kinds: Sequence[str] = tuple(
     """
     given, quality = options.pop("kind", None), options.pop("quality", None)
     template = options.pop("template", Form.template)
-    suffix = output.suffix.lower()
-    named = suffix if suffix in (*kinds, *ANIMATED) and not os.path.isdir(output) else None
+    suffix = _suffix(output)
+    named = suffix if suffix in (*kinds, *ANIMATED) else None
     if given is not None and named is not None and WRITABLE.get(named) != WRITABLE[f".{given}"]:
         raise ArgumentError(f"--format: found {given}, and {output} names another")
     kind = given or (named if named and named in kinds else kinds[0]).removeprefix(".")
@@ -86,7 +86,7 @@ class Plan:
     """What a command on many inputs is to do. Makes nothing itself.
 
     jobs: outputs to make. there: those that exist, and may be made anew only with update, where they would differ.
-    clashes: inputs that are refused, since several of them would become one output.
+    clashes: inputs that are refused, since several of them would become one output; these share one error.
     """
 
     jobs: list[Job]
@@ -106,21 +106,27 @@ class Plan:
 def is_file_name(output: Path, suffixes: Collection[str]) -> bool:
     """Whether `output` names a file of those kinds; else it is a folder.
 
-    Any other suffix is an error, known or not, unless a folder has it already.
+    Any other suffix is an error, known or not.
     """
-    suffix = output.suffix.lower()
-    if os.path.isdir(output):
-        return False
+    suffix = _suffix(output)
     if suffix in suffixes:
         if not os.path.isdir(output.parent):
             raise OutputError(f"{output}: there is no folder {output.parent}")
         return True
-    if os.path.lexists(output) and suffix not in (*SUFFIXES, LATENT_SUFFIX):
+    if os.path.lexists(output) and not os.path.isdir(output) and suffix not in (*SUFFIXES, LATENT_SUFFIX):
         raise OutputError(f"{output}: a file, expected a folder")
     if suffix:
         kinds = f"one of {', '.join(suffixes)}, or " if suffixes else ""
-        raise ArgumentError(f"{output}: found the suffix {suffix!r}, expected {kinds}a folder (a new one without any)")
+        expected = f"{kinds}a folder (a new one without any, or with a slash behind)"
+        raise ArgumentError(f"{output}: found the suffix {suffix!r}, expected {expected}")
     return False
+
+
+def _suffix(output: Path) -> str:
+    """The suffix that says what kind of file `output` names; of a folder none, and a number (run1.2) is none."""
+    if isinstance(output, FolderPath) or os.path.isdir(output) or re.fullmatch(r"\.[0-9]+", output.suffix):
+        return ""
+    return output.suffix.lower()
 
 
 def plan_outputs(
@@ -129,8 +135,7 @@ def plan_outputs(
     """What is to be made of inputs (each with its folder below the one that was given).
 
     Where `output` is stdout, or has one of the suffixes `kinds`, it is the one input's; else it is a folder, which
-    mirrors theirs, with names by `form`. A file that exists is an error unless it may be replaced; in a folder it is
-    looked at first.
+    mirrors theirs, with names by `form`. What exists is looked at first.
     """
     single = output == DASH or is_file_name(output, kinds)
     if single:
@@ -145,23 +150,28 @@ def plan_outputs(
     makers: dict[Path, list[Job]] = {}
     for job in jobs:
         makers.setdefault(job.target, []).append(job)
-    clashes: list[tuple[Job, HspaceError]] = [
-        (job, ArgumentError(f"{together[0].source} and {together[1].source} would both become {job.target}"))
+    clashes = [
+        (job, error)
         for together in makers.values()
         if len(together) > 1
+        for error in [_clash(together)]
         for job in together
     ]
     free = [together[0] for together in makers.values() if len(together) == 1]
     if clashes and not free:
         raise clashes[0][1]
     targets, sources = [j.target for j in free], [i for i, _ in inputs]
-    if single and not update:
-        check_outputs(targets, sources, force)
-        return Plan(free)
     found = set() if not targets else set(existing(targets, sources))
     if force:
         found = set()
     return Plan([j for j in free if j.target not in found], [j for j in free if j.target in found], clashes, update)
+
+
+def _clash(jobs: Sequence[Job]) -> HspaceError:
+    """Why these jobs, of one target, are refused."""
+    first, second, *others = [str(job.source) for job in jobs]
+    sources = f"{first}, {second} and {len(others)} more would all" if others else f"{first} and {second} would both"
+    return ArgumentError(f"{sources} become {jobs[0].target} (--name '{{stem}}-{{index}}.{{ext}}' tells them apart)")
 
 
 def check_outputs(targets: Sequence[Path], sources: Sequence[Path], force: bool) -> None:
@@ -203,11 +213,17 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 @dataclass(frozen=True)
 class Series:
-    """Where a command's images go: one sheet, one animation, or numbered files in a folder."""
+    """Where a command's images go: one sheet, one animation, or numbered files in a folder.
+
+    there: targets that exist, and may be made anew only with update, where they would differ. kept: those that stay.
+    """
 
     targets: list[Path]
     kind: Literal["sheet", "animation", "folder"]
     form: Form
+    there: Collection[Path] = ()
+    update: bool = False
+    kept: list[Path] = field(default_factory=list)
 
     def check(self, sheet: Sheet) -> None:
         """Refuses a sheet that the file's format cannot hold, before the work."""
@@ -218,21 +234,22 @@ class Series:
         self,
         images: NDArray[np.uint8],
         sheet: Sheet,
-        record: Callable[[int | None], str],
+        record: Callable[[int], str],
         also: NDArray[np.uint8] | None = None,
     ) -> None:
-        """Writes images (uint8 [N, H, W, 3]). also: others, that only a sheet shows, after them. record: of the image
-        of that number, or of all of them together.
+        """Writes images (uint8 [N, H, W, 3]), but for those that are kept. also: others, that only a sheet shows, after
+        them. record: of the output of that number.
         """
         if self.kind == "folder":
             for i, (target, pixels) in enumerate(zip(self.targets, images, strict=True)):
-                with folder_of(target):
-                    put_image(target, pixels, record(i), self.form)
+                if target not in self.kept:
+                    with folder_of(target):
+                        put_image(target, pixels, record(i), self.form)
         elif self.kind == "animation":
-            save_animation(self.targets[0], sheet.frames(images), record=record(None))
+            save_animation(self.targets[0], sheet.frames(images), record=record(0))
         else:
             drawn = sheet.draw(images if also is None else np.concatenate([images, also]))
-            put_image(self.targets[0], drawn, record(None), self.form)
+            put_image(self.targets[0], drawn, record(0), self.form)
 
 
 def put_image(target: Path, pixels: NDArray[np.uint8], record: str, form: Form) -> None:
@@ -244,19 +261,26 @@ def put_image(target: Path, pixels: NDArray[np.uint8], record: str, form: Form) 
 
 
 def plan_series(
-    output: Path, count: int, form: Form, force: bool, sources: Sequence[Path], animated: bool = False
+    output: Path,
+    count: int,
+    form: Form,
+    force: bool,
+    update: bool,
+    sources: Sequence[Path],
+    animated: bool = False,
 ) -> Series:
-    """Where `count` images go, by the output's name. Nothing that exists is replaced unasked."""
+    """Where `count` images go, by the output's name. What exists is looked at first."""
     check_whole("count", count)
     if output == DASH:
         check_stdout()
         return Series([output], "sheet", form)
     if is_file_name(output, (*WRITABLE, *ANIMATED) if animated else WRITABLE):
-        series = Series([output], "animation" if output.suffix.lower() in ANIMATED else "sheet", form)
+        targets = [output]
+        kind: Literal["sheet", "animation", "folder"] = "animation" if output.suffix.lower() in ANIMATED else "sheet"
     else:
-        series = Series([output / f"{i:04d}.{form.kind}" for i in range(count)], "folder", form)
-    check_outputs(series.targets, sources, force)
-    return series
+        targets, kind = [output / f"{i:04d}.{form.kind}" for i in range(count)], "folder"
+    there = existing(targets, sources)
+    return Series(targets, kind, form, () if force else {*there}, update)
 
 
 def plan_folder(output: Path, names: Sequence[str], force: bool, sources: Sequence[Path]) -> list[Path]:

@@ -22,7 +22,7 @@ from ..program import Program
 from ..recorders import FRAMES, Timeline
 from ..sheet import Sheet, grid
 from . import common, outputs, printable
-from .jobs import Recorder, Report, wrote
+from .jobs import Recorder, Report, settle_series, wrote
 from .progress import progress
 from .streams import DASH, read_source, source_of
 
@@ -54,8 +54,9 @@ class _Picture:
         self._as_json, self._resize = options.pop("as_json"), options.pop("resize", False)
         output = options.pop("output")
         self._form = outputs.form_of(output, options)
-        self._series = outputs.plan_series(output, count, self._form, options.pop("force"), sources, animated)
-        self._sources: dict[Path, Source] = {}
+        force, update = options.pop("force"), options.pop("update")
+        self._series = outputs.plan_series(output, count, self._form, force, update, sources, animated)
+        self._sources: dict[Path, Source | None] = dict.fromkeys(sources)
         self.editor = common.open_editor(options)
         self.edits = common.strengths_of(options.pop("strengths"))
 
@@ -64,11 +65,27 @@ class _Picture:
         self._sheet = sheet
         self._series.check(sheet)
 
-    def describe(self, call: str, options: dict[str, Any], draws: bool = False, **more: Any) -> None:
-        """What the outputs are to say of what made them; refuses what a decode would refuse. See `Recorder`."""
+    def describe(self, call: str, options: dict[str, Any], draws: bool = False, **more: Any) -> bool:
+        """What the outputs are to say of what made them; refuses what a decode would refuse. See `Recorder`.
+
+        False where all exist and would be the same, which is said. Those that would differ are refused before any work.
+        """
         check_seed(options["seed"])
         more["quality"] = self._form.quality
-        self._record = Recorder(self.editor, call, options, self.edits, draws=draws, **more)
+        self._recorder = Recorder(self.editor, call, options, self.edits, draws=draws, **more)
+        report = Report(len(self._series.targets), start=self._start, what="outputs")
+        for path in self._sources if self._series.there else ():
+            self._read(path, LatentError if common.is_latent(path) else ImageError)
+        settle_series(self._series, report, self._record)
+        if report.failed or len(report.kept) == report.total:
+            wrote(self._as_json, report, self._recorder.engine)
+            return False
+        return True
+
+    def _record(self, number: int) -> str:
+        """What the output of that number says."""
+        image = number if self._series.kind == "folder" else None
+        return self._recorder([*filter(None, self._sources.values())], image)
 
     def _read(self, path: Path, error: type[HspaceError]) -> bytes:
         data = read_source(path, error)
@@ -104,11 +121,11 @@ class _Picture:
 
     def finish(self, images: NDArray[np.uint8], also: NDArray[np.uint8] | None = None) -> None:
         """Writes the images, and on a sheet `also` those, and says so."""
-        sources = list(self._sources.values())
-        self._series.save(images, self._sheet, lambda number: self._record(sources, number), also)
-        targets = self._series.targets
-        report = Report(1, written=targets, start=self._start, on_stdout=targets == [DASH])
-        wrote(self._as_json, report, self._record.engine)
+        series = self._series
+        series.save(images, self._sheet, self._record, also)
+        written = [target for target in series.targets if target not in series.kept]
+        report = Report(len(series.targets), series.kept, written, start=self._start, on_stdout=written == [DASH])
+        wrote(self._as_json, report, self._recorder.engine)
 
 
 @click.command()
@@ -151,7 +168,8 @@ def sweep(inputs: Sequence[str], ranges: Sequence[tuple[str, list[float]]], **op
     for end in (0, -1):
         edits = {**picture.edits, **{name: values[end] for name, values in over.items()}}
         common.check_run(picture.editor, edits, options)
-    picture.describe("sweep", options, over=over)
+    if not picture.describe("sweep", options, over=over):
+        return
     latent = Latent.stack(picture.latents(files, options))
     with progress("sweep") as on_step:
         images = picture.editor.sweep(latent, over, edits=picture.edits, on_step=on_step, **options)
@@ -185,7 +203,8 @@ def interpolate(first: str, second: str, frames: int, **options: Any) -> None:
     picture = _Picture(options, frames, sources, animated=True)
     digits = max(2, len(str(frames)))  # as many as make labels differ
     picture.lay_out(Sheet([""], [f"{w:.{digits}f}" for w in np.linspace(0, 1, frames)], picture.editor.size))
-    picture.describe("interpolate", options, frames=frames)
+    if not picture.describe("interpolate", options, frames=frames):
+        return
     a, b = picture.latents(sources, options)
     with progress("interpolate") as on_step:
         images = picture.editor.interpolate(a, b, frames, edits=picture.edits, on_step=on_step, **options)
@@ -230,7 +249,9 @@ def timeline(source: str | None, frames: int | None, **options: Any) -> None:
         return found
 
     recorder = recorder_of(common.check_run(picture.editor, picture.edits, options))
-    picture.describe("timeline", options, draws=not sources, frames=len(recorder.timesteps))
+    picture.keep(len(recorder.timesteps))
+    if not picture.describe("timeline", options, draws=not sources, frames=len(recorder.timesteps)):
+        return
     latent = picture.latent(sources[0], options) if sources else None
     if latent is not None:  # which may take one row less
         recorder = recorder_of(common.check_run(picture.editor, picture.edits, options, latent))
@@ -273,7 +294,9 @@ def sample(count: int, accept: Sequence[tuple[str, float]], **options: Any) -> N
     """
     picture, wanted = _Picture(options, count), common.strengths_of(accept, "--accept") or None
     picture.lay_out(grid(f"seed {options['seed']}", count, picture.editor.size))
-    picture.describe("sample", options, draws=True, count=count, accept=wanted, latent_steps=options["latent_steps"])
+    told = {"count": count, "accept": wanted, "latent_steps": options["latent_steps"]}
+    if not picture.describe("sample", options, draws=True, **told):
+        return
     with progress("sample") as on_step:
         images = picture.editor.sample(count, edits=picture.edits, accept=wanted, on_step=on_step, **options)
     picture.finish(images)
@@ -302,7 +325,8 @@ def vary(source: str, count: int, **options: Any) -> None:
     picture = _Picture(options, count, [file])
     picture.lay_out(grid(printable(file.stem), count, picture.editor.size))
     picture.editor.check_can_vary()
-    picture.describe("vary", options, draws=True, count=count)
+    if not picture.describe("vary", options, draws=True, count=count):
+        return
     latent = picture.latent(file, options)
     with progress("vary") as on_step:
         images = picture.editor.vary(latent, count, edits=picture.edits, on_step=on_step, **options)
@@ -343,7 +367,8 @@ def inject(source: str, content: str, amounts: Sequence[float], mask: Path | Non
     picture.lay_out(Sheet([""], [f"{a:.2f}" for a in amounts], picture.editor.size))
     where = None if mask is None else (picture.image(mask)[0].mean(axis=0) + 1) / 2
     other = picture.image(files[1])
-    picture.describe("inject", options, amounts=list(amounts), masked=mask is not None)
+    if not picture.describe("inject", options, amounts=list(amounts), masked=mask is not None):
+        return
     picture.editor.check_can_inject(picture.edits)
     latent = Latent.stack([picture.latent(files[0], options)] * len(amounts))
     with progress("inject") as on_step:

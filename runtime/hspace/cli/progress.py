@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from ..runs import OnStep, Step
@@ -20,7 +20,7 @@ class Bar:
     """Progress over `length` units, on stderr where that is a terminal that can rewrite a line; else nothing.
 
     It is no wider than the terminal, has no colours, and leaves the cursor as it is. Within `with`, so that an error
-    begins on a line of its own. says: what stands behind.
+    begins on a line of its own. says: what stands behind, its parts divided by commas; what has no room is left out.
     """
 
     def __init__(self, label: str, length: int, says: Callable[[], str] = str) -> None:
@@ -57,10 +57,11 @@ class Bar:
         share = self.done / self.length if self.length else 1.0
         seconds = self._drawn - self._start
         left = f"{seconds * (1 / share - 1):.0f} s left" if 0 < share < 1 else ""
-        behind = "  ".join(part for part in (f"{share:4.0%}", self._says(), left) if part)
+        says = self._says()
+        behind = "  ".join(part for part in (f"{share:4.0%}", says, left) if part)
         room = min(_BAR, columns - len(self._label) - len(behind) - 7)
         if room < 5:
-            return f"{self._label} {behind}"[: max(columns - 1, 0)]
+            return _fitting(f"{self._label} {share:4.0%}", [*filter(None, (*says.split(", "), left))], columns - 1)
         full = round(share * room)
         return f"{self._label}  [{'#' * full}{'-' * (room - full)}]  {behind}"
 
@@ -68,6 +69,15 @@ class Bar:
         with contextlib.suppress(OSError):  # a terminal that went away ends no work
             sys.stderr.write(text)
             sys.stderr.flush()
+
+
+def _fitting(line: str, parts: Sequence[str], room: int) -> str:
+    """The line with as many of the parts as there is room for, in order; nothing where it has none itself."""
+    for part in parts:
+        if len(longer := f"{line}  {part}") > room:
+            break
+        line = longer
+    return line if len(line) <= room else ""
 
 
 def _columns() -> int:
