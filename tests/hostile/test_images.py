@@ -258,7 +258,7 @@ ARRAYS: dict[str, tuple[Any, type[hspace.HspaceError], list[str]]] = {
     "no float32 images": (np.zeros((0, 3, 8, 8), "f4"), ArgumentError, ["found float32 [0, 3, 8, 8]"]),
     "no uint8 images": (np.zeros((0, 8, 8, 3), "u1"), ArgumentError, ["found uint8 [0, 8, 8, 3]"]),
     "no pixels": (np.zeros((1, 0, 0, 3), "u1"), ArgumentError, ["found uint8 [1, 0, 0, 3]"]),
-    "empty list": ([], ArgumentError, ["images: found an empty list, expected an image, a path, an array or a sequence"]),
+    "empty list": ([], ArgumentError, ["images: found an empty list, expected an image, a path, an array"]),
     "number": (5, ArgumentError, ["images: found int, expected an image"]),
     "None": (None, ArgumentError, ["images: found NoneType, expected an image"]),
     "empty generator": ((i for i in ()), ArgumentError, ["images: found an empty generator, expected an image"]),
