@@ -25,6 +25,7 @@ from .accuracy import LEAST_PSNR, measure
 from .amend import set_accuracy
 from .bundle import Bundle
 from .engines import ENGINES, PRECISIONS, Engine, cache, cpu, open_engine, precisions, unavailable
+from .engines.shortage import Lack, lacks
 from .errors import BundleError, EngineError
 from .manifest import Accuracy
 from .samplers import SAMPLERS
@@ -55,6 +56,8 @@ def choose(
     fault: BundleError | None = None
     for name in AUTO if engine == "auto" else (engine,):
         reason = unavailable(name)
+        if isinstance(reason, Lack):  # which engine runs depends on what is there, not on what is free just now
+            raise EngineError(f"engine {name}: cannot run here: {reason}")
         if reason is not None:
             left_out[name] = f"cannot run here: {reason}"
         elif precision not in ("auto", *precisions(name, bundle)):
@@ -65,6 +68,8 @@ def choose(
             try:
                 return _open(bundle, name, precision, threads)._replace(left_out=left_out)
             except BundleError as e:
+                if lacks(e) is not None:  # a file that cannot be read for that
+                    raise
                 left_out[name], fault = str(e), e
     if fault is not None:
         raise fault

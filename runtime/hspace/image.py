@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .checks import MOST_IMAGES, check_whole
-from .errors import ArgumentError, HspaceError, ImageError, OutputError
+from .errors import ArgumentError, EngineError, HspaceError, ImageError, OutputError
 from .files import check_file, write_atomically
 from .sniff import found_in
 
@@ -73,8 +73,19 @@ def load_images(images: Images, size: int, *, resize: bool = False, name: str = 
     return np.concatenate(loaded)
 
 
+def load_pillow() -> None:
+    """Imports Pillow, or raises EngineError with the reason: its libraries need addresses that a process may lack."""
+    try:
+        import PIL.Image  # noqa: F401
+    except (ImportError, OSError, MemoryError) as e:
+        from .engines.shortage import reason
+
+        raise EngineError(reason("pillow", e)) from e
+
+
 def is_array(images: object) -> bool:
     """Whether it is an array of some library, not a PIL image, which offers an array as well."""
+    load_pillow()
     import PIL.Image
 
     if isinstance(images, memoryview):
@@ -189,6 +200,7 @@ def _decoded(file: BinaryIO, where: str) -> Iterator[PIL.Image.Image]:
 @contextmanager
 def _as_image_error(where: str, file: BinaryIO | None) -> Iterator[None]:
     """Whatever goes wrong within as an ImageError that says which it is: a shortage, or what the file is."""
+    load_pillow()
     import PIL.Image
 
     try:
@@ -316,6 +328,7 @@ def encode_image(
     and WEBP; by default 95. name: of the image, for messages.
     Raises ArgumentError for arguments that are none of these, OutputError for a size that the format cannot hold.
     """
+    load_pillow()
     import PIL.Image
 
     if suffix.lower() not in WRITABLE:
@@ -348,6 +361,7 @@ def save_image(
 
 def record_options(record: str | None, kind: str) -> dict[str, Any]:
     """The options of Pillow's `save` that put a record into a file of that format; none where it has no place."""
+    load_pillow()
     import PIL.Image
     from PIL.PngImagePlugin import PngInfo
 
@@ -374,6 +388,7 @@ def read_record(path: str | Path) -> str | None:
 
     No pixel is decoded. Raises ImageError for a file that is not there or cannot be read.
     """
+    load_pillow()
     import PIL.Image
 
     check_file(path, ImageError)

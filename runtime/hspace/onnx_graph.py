@@ -1,9 +1,11 @@
 """Holds an ONNX graph to what exports are made of, before a library parses it.
 
 Libraries that read graphs from strangers crash: of an operator with too few inputs, a stride of 0, a value that nothing
-makes. So every field that a message has is one that exports write, every operator is one that exports use, with its
-attributes and its numbers of inputs and outputs, and every value is made once, before it is used.
-tests/hostile/test_graphs.py exports every kind of network and compares.
+makes. Others do as they are told: an integer divided by 0 or a row that is not there ends the process or reads what is
+beside the table, and a size that follows the timestep takes all memory, at inputs that nobody tried before. So every
+field that a message has is one that exports write, every operator is one that exports use, with its attributes and its
+numbers of inputs and outputs, every value is made once, before it is used, and integers go where exports let them go
+and nowhere else. tests/parity/test_graphs.py exports every kind of network and compares.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ OPSET = 18  # of ONNX's own operators; no others are there
 _MOST = 20_000  # nodes, initializers or declared values; the largest published network has 1,500 of each
 _LONGEST = 1000  # bytes of packed numbers
 _MOST_INTEGER = 65536  # of an attribute's numbers; a dimension in the manifest has the same limit
-_SIZES = {1: 4, 6: 4, 7: 8, 9: 1, 10: 2}  # data type → bytes: float32, int32, int64, bool, float16
+_SIZES = {1: 4, 6: 4, 7: 8, 10: 2}  # data type → bytes: float32, int32, int64, float16
+_FLOATS = (1, 10)  # of those
 _AT_LEAST = {"kernel_shape": 1, "strides": 1, "dilations": 1, "group": 1, "num_outputs": 1, "pads": 0}
 
 
@@ -65,6 +68,34 @@ OPERATORS = {
     "Split": Operator((1, 2), (1, 64), "axis:i num_outputs:i"),
     "Transpose": Operator((1, 1), (1, 1), "perm:I"),
 }
+# What may be an input, by where it comes from. Floats hold whatever they are computed from; integers are kept apart
+_KINDS = {
+    "x": "floats",
+    "f": "constant floats",  # which pass for floats, too
+    "c": "constant integers",
+    "s": "a shape",
+    "t": "the timestep",
+    "l": "the timestep, limited",
+    "i": "source",
+    "_": "nothing",
+}
+# Operators that take integers: the kinds of their inputs → the kind of what they make. All others make floats of floats
+INTEGERS = {
+    "Cast": {"x": "x", "t": "x"},
+    "Cast to int64": {"l": "l"},
+    "ConstantOfShape": {"c": "x"},
+    "Gather": {"xi": "x", "fl": "x"},
+    "Min": {"tc": "l"},
+    "Pad": {"xc": "x"},
+    "ReduceMean": {"xc": "x"},
+    "ReduceSum": {"xc": "x"},
+    "Reshape": {"xc": "x", "xs": "x", "ic": "i", "lc": "l"},
+    "Resize": {"x_f": "x"},
+    "Shape": {"x": "s"},
+    "Slice": {"xcccc": "x"},
+    "Unsqueeze": {"xc": "x"},
+}
+_INPUTS = {"t": (6, "t"), "source": (7, "i")}  # the data types and kinds of inputs; of all others floats
 _MAY_BE_EMPTY = {"Resize": {1, 2}, "Pad": {2}}  # inputs that may be left out before others
 
 # message → {number of a field that exports write: its wire types}
@@ -76,12 +107,20 @@ _NODE = dict.fromkeys((1, 2, 3, 4, 5, 6, 7, 9), _BYTES)
 _TENSOR = {1: (0, 2), 2: _VARINT, **dict.fromkeys((8, 9, 12, 16), _BYTES), 14: _VARINT}
 _OPSET = {1: _BYTES, 2: _VARINT}
 _VALUE = dict.fromkeys((1, 2, 3, 4), _BYTES)
+_TYPE, _TENSOR_TYPE = {1: _BYTES}, {1: _VARINT, 2: _BYTES}
 # type of an attribute → (its number, the field of its value, the wire types of that)
 _TYPES = {"f": (1, 2, _FIXED32), "i": (2, 3, _VARINT), "s": (3, 4, _BYTES), "t": (4, 5, _BYTES), "I": (7, 8, (0, 2))}
 
 
 class _Unsound(Exception):
     """What is wrong with a graph, for people."""
+
+
+class _Value(NamedTuple):
+    """kind: of `_KINDS`. number: a lone constant integer, the limit of a timestep, or a constant's rows."""
+
+    kind: str
+    number: int | None = None
 
 
 @dataclass
@@ -161,26 +200,26 @@ def _read(data: memoryview, at: int, end: int, of: _Wires, what: str) -> _Messag
 
 
 def _check_values(graph: _Message) -> None:
-    """Every value is made once, and before it is used."""
-    made: set[str] = set()
+    """Every value is made once, before it is used, and of what exports make such values of."""
+    made: dict[str, _Value] = {}
 
-    def make(name: str, by: str) -> None:
+    def make(name: str, by: str, value: _Value) -> None:
         if not name or name in made:
             raise _Unsound(f"{by}: {'no name' if not name else f'{_short(name)} is defined twice'}")
-        made.add(name)
+        made[name] = value
 
     for tensor in graph.messages(5, _TENSOR, "initializers"):
-        make(tensor.text(8), "initializers")
-        _check_tensor(tensor)
+        make(tensor.text(8), "initializers", _check_tensor(tensor))
     for value in graph.messages(11, _VALUE, "inputs"):
-        make(value.text(1), "inputs")
+        make(value.text(1), "inputs", _check_input(value))
     for node in graph.messages(1, _NODE, "nodes"):
-        name, inputs = _check_node(node)
+        name, inputs, numbers = _check_node(node)
         for i in inputs:
             if i and i not in made:
                 raise _Unsound(f"operator {name}: uses {_short(i)}, which nothing before it makes")
+        result = _result(name, [made[i] if i else _Value("_") for i in inputs], numbers)
         for o in node.texts(2):
-            make(o, f"operator {name}")
+            make(o, f"operator {name}", result)
     for value in graph.messages(12, _VALUE, "outputs"):
         if value.text(1) not in made:
             raise _Unsound(f"outputs: nothing makes {_short(value.text(1))}")
@@ -188,8 +227,42 @@ def _check_values(graph: _Message) -> None:
         value.text(1)
 
 
-def _check_node(node: _Message) -> tuple[str, list[str]]:
-    """An operator's name and inputs."""
+def _check_input(value: _Message) -> _Value:
+    name, elements = value.text(1), []
+    for of in value.messages(2, _TYPE, "inputs"):
+        elements += [tensor.number(1) for tensor in of.messages(1, _TENSOR_TYPE, "inputs")]
+    integer, kind = _INPUTS.get(name, (0, "x"))
+    if not all(e == integer or (e in _FLOATS and not integer) for e in elements):
+        raise _Unsound(f"inputs: {_short(name)}: found data type {elements[0]}, expected {integer or 'floats'}")
+    return _Value(kind)
+
+
+def _result(name: str, inputs: list[_Value], numbers: Mapping[str, int]) -> _Value:
+    """What an operator makes of these. numbers: its attributes that are one integer."""
+    row = "Cast to int64" if name == "Cast" and numbers.get("to") == 7 else name
+    given = "".join(i.kind for i in inputs)
+    kinds = INTEGERS.get(row, {"x" * len(inputs): "x"})
+    signature = next((k for k in kinds if len(k) == len(given) and all(map(_fits, k, given))), None)
+    if signature is None or (row == "Cast" and numbers.get("to") not in _FLOATS):
+        raise _Unsound(f"operator {row}: no export gives it {', '.join(_KINDS[k] for k in given)}")
+    if name == "Gather":
+        rows, limit = inputs[0].number, inputs[1].number
+        if numbers.get("axis", 0) != 0 or (signature == "fl" and not (rows and limit is not None and limit < rows)):
+            raise _Unsound(f"operator Gather: found rows up to {limit} of {rows}, along axis {numbers.get('axis', 0)}")
+    limit = inputs[0].number
+    if name == "Min":
+        limit = inputs[1].number
+        if limit is None or limit < 0:
+            raise _Unsound(f"operator Min: found {limit}, expected one number that is not negative")
+    return _Value(kinds[signature], limit if kinds[signature] == "l" else None)
+
+
+def _fits(wanted: str, given: str) -> bool:
+    return given == wanted or (wanted, given) == ("x", "f")
+
+
+def _check_node(node: _Message) -> tuple[str, list[str], dict[str, int]]:
+    """An operator's name, its inputs, and those of its attributes that are one integer."""
     name, domain, inputs, outputs = node.text(4), node.text(7), node.texts(1), node.texts(2)
     known = OPERATORS.get(name) if domain == "" else None
     if known is None:
@@ -201,17 +274,17 @@ def _check_node(node: _Message) -> tuple[str, list[str]]:
     if not empty <= _MAY_BE_EMPTY.get(name, set()):
         raise _Unsound(f"operator {name}: input {min(empty)} has no name")
     types = dict(a.split(":") for a in known.attributes.split())
-    seen = set()
+    seen: dict[str, int] = {}
     for _, start, end in node.found[5]:
-        attribute = _check_attribute(name, node.data, start, end, types)
+        attribute, number = _check_attribute(name, node.data, start, end, types)
         if attribute in seen:
             raise _Unsound(f"operator {name}: {attribute} is given twice")
-        seen.add(attribute)
-    return name, inputs
+        seen[attribute] = number
+    return name, inputs, seen
 
 
-def _check_attribute(operator: str, data: memoryview, start: int, end: int, types: dict[str, str]) -> str:
-    """An attribute's name."""
+def _check_attribute(operator: str, data: memoryview, start: int, end: int, types: dict[str, str]) -> tuple[str, int]:
+    """An attribute's name and, where it is one integer, that."""
     wires = {1: _BYTES, 13: _BYTES, 20: _VARINT} | {number: wire for _, number, wire in _TYPES.values()}
     attribute = _read(data, start, end, wires, f"operator {operator}")
     name = attribute.text(1)
@@ -229,17 +302,18 @@ def _check_attribute(operator: str, data: memoryview, start: int, end: int, type
             if not math.isfinite(struct.unpack("<f", data[stop - 4 : stop])[0]):
                 raise _Unsound(f"operator {operator}: {name} is not finite")
     for tensor in attribute.messages(5, _TENSOR, f"operator {operator}"):
-        _check_tensor(tensor)
+        if _check_tensor(tensor).kind != "f":
+            raise _Unsound(f"operator {operator}: {name}: found integers, expected floats")
     if types[name] in "iI":
         numbers = [attribute.number(number)] if types[name] == "i" else attribute.numbers(number)
         least = _AT_LEAST.get(name, -_MOST_INTEGER)
         if len(numbers) > 16 or not all(least <= n <= _MOST_INTEGER for n in numbers):
             shown = ", ".join(map(str, numbers[:16]))
             raise _Unsound(f"operator {operator}: {name}: found {shown}, expected {least} to {_MOST_INTEGER}")
-    return name
+    return name, attribute.number(3)
 
 
-def _check_tensor(tensor: _Message) -> None:
+def _check_tensor(tensor: _Message) -> _Value:
     """Its numbers are as many as its shape says, and of a known type."""
     name, dims, kind = _short(tensor.text(8)), tensor.numbers(1), tensor.number(2)
     if kind not in _SIZES:
@@ -251,6 +325,12 @@ def _check_tensor(tensor: _Message) -> None:
     size = sum(end - start for _, start, end in tensor.found[9])
     if math.prod(dims) * _SIZES[kind] != size:
         raise _Unsound(f"initializer {name}: found {size} bytes, expected {math.prod(dims)} numbers of {_SIZES[kind]}")
+    if kind in _FLOATS:
+        return _Value("f", dims[0] if dims else None)
+    if math.prod(dims) != 1:
+        return _Value("c")
+    _, start, end = tensor.found[9][0]
+    return _Value("c", int.from_bytes(tensor.data[start:end], "little", signed=True))
 
 
 def _short(name: str) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from . import labels
 from .errors import ArgumentError, OutputError
 from .files import write_atomically
-from .image import WRITABLE, record_options
+from .image import WRITABLE, load_pillow, record_options
 
 ANIMATED = {".gif": "GIF", ".apng": "PNG"}
 _TILE, _MARGIN = 128, 8  # pixels: least side of a picture (smaller ones are enlarged), gaps
@@ -61,6 +61,7 @@ class Sheet:
 
         Raises ArgumentError for pictures of another shape, for none, and for more than there are cells.
         """
+        load_pillow()
         from PIL import Image, ImageDraw
 
         most, expected = len(self._rows) * len(self._columns), (self._size, self._size, 3)
@@ -114,6 +115,7 @@ def save_animation(
     Frames that are equal to the one before are stored once, and shown for as long. record: as `image.encode_image` has
     it: a GIF's comment, an APNG's iTXt "hspace".
     """
+    load_pillow()
     from PIL import Image
 
     kind, buffer = ANIMATED[path.suffix.lower()], io.BytesIO()

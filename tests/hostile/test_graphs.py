@@ -115,6 +115,7 @@ REFUSED: dict[str, bytes] = {
     "not UTF-8": model(field(5, tensor(b"\xc3(", 1))),
     "expected an ONNX graph": model(X + node("Sin", "x", rest=field(4, "Loop"))),
     "found 20001 of nodes": model(X + b"".join(node("Sin", "x", f"y{i}") for i in range(20001))),
+    "initializer 'w': found data type 9": model(field(5, tensor("w", 1, kind=9, data=b"\1"))),
     "dimensions": model(field(5, field(1, varint(2**64 - 1) * 3) + field(2, 1) + field(8, "w"))),
 }
 
@@ -338,7 +339,9 @@ def test_nothing_in_the_current_folder_is_imported(
 
 
 def test_every_graph_was_evaluated_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each component's file is said before it is read, and again before it is evaluated."""
+    """Each component's file is said before it is read, and again before each evaluation: at the schedule's middle and
+    both its ends, and for two samples.
+    """
     monkeypatch.setenv("HSPACE_CACHE", str(tmp_path))
     original, said = subprocess.run, defaultdict(int)
 
@@ -350,4 +353,4 @@ def test_every_graph_was_evaluated_there(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(subprocess, "run", run)
     hspace.open(AVATARS, engine="onnx")
-    assert said == {f"{name}.onnx": 2 for name in ("trunk", "head", "encoder", "latent")}
+    assert said == {f"{name}.onnx": 5 for name in ("trunk", "head", "encoder", "latent")}

@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from .. import interrupts
-from ..errors import HspaceError, LatentWarning, did_you_mean, needs
+from ..errors import EngineError, HspaceError, LatentWarning, did_you_mean, needs
 
 # name → (module, attribute, one line for --help)
 _COMMANDS = {
@@ -141,11 +141,19 @@ def _told(error: BaseException) -> tuple[str | None, int]:
         return None, 1
     if isinstance(error, MemoryError):
         return "out of memory: fewer images at a time may fit (--batch-size)", 1
+    if isinstance(error, (ImportError, SystemError)) and (few := _shortage(error)) is not None:
+        return f"a library does not load: {few}", EngineError.exit_code
     if isinstance(error, OSError):
         if error.filename is None:  # as of a full disk behind stdout
             _close_stdout()
         return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror), 1
     raise error
+
+
+def _shortage(error: BaseException) -> str | None:
+    from ..engines.shortage import shortage
+
+    return shortage(error)
 
 
 def _close_stdout() -> None:

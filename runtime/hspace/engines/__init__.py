@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from numpy.typing import NDArray
 
 from ..bundle import Bundle
-from ..errors import EngineError
+from ..errors import BundleError, EngineError
 from . import probe
 
 if TYPE_CHECKING:
@@ -126,9 +126,15 @@ def open_engine(
             f"precision: found {precision!r}, and engine {name} computes {bundle.folder} in {' or '.join(able)} here"
         )
     precision = precision or able[0]
-    if not trusted:
-        probe.check(name, bundle, threads, precision)
-    engine: Engine = _module(name).open_engine(bundle, threads, precision)
+    opened = not trusted and probe.check(name, bundle, threads, precision)
+    try:
+        engine: Engine = _module(name).open_engine(bundle, threads, precision)
+    except MemoryError:
+        raise EngineError(f"{bundle.folder}: engine {name} cannot open it: too little memory") from None
+    except BundleError as e:
+        if opened and e.__cause__ is not None:  # a library refuses what it took before: that is no fault of the graph's
+            raise EngineError(f"{e}, which it has loaded before: too little memory, perhaps") from e.__cause__
+        raise
     return engine
 
 

@@ -58,7 +58,7 @@ def limit() -> int:
     given = os.environ.get("HSPACE_CACHE_LIMIT") or str(LIMIT_GIB)
     with contextlib.suppress(ValueError):
         if math.isfinite(float(given)) and float(given) >= 0:
-            return int(float(given) * 2**30)
+            return int(min(float(given) * 2**30, sys.maxsize))
     raise ArgumentError(f"HSPACE_CACHE_LIMIT: found {given!r}, expected a number of GiB, 0 or more")
 
 

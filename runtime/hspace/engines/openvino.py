@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle import Bundle
-from ..errors import EngineError, install
+from ..errors import BundleError, EngineError, install
 from ..manifest import Component
 from . import answers, cache, cpu, privacy
 from .rewrite import (
@@ -41,7 +41,7 @@ from .rewrite import (
     stay_channels_last,
     widen,
 )
-from .shortage import lacks, reason, refusal
+from .shortage import Lack, reason, refusal, shortage
 from .signature import check_signature, declared
 
 _DTYPES = {"float32": "f32", "float16": "f16", "int32": "i32", "int64": "i64"}
@@ -58,20 +58,23 @@ def unavailable() -> str | None:
         return f"the package openvino is not installed: {install('openvino')}"
     except (ImportError, OSError, MemoryError) as e:
         return reason("openvino", e)
-    core = ov.Core()
-    if "CPU" in core.available_devices:
-        return None
     try:
+        core = ov.Core()
+        if "CPU" in core.available_devices:
+            return None
         core.get_property("CPU", "FULL_DEVICE_NAME")
-    except RuntimeError as e:  # its words are not for our users
-        if (missing := lacks(e)) is not None:
-            return f"OpenVINO cannot load its part for the CPU: too little {missing}"
+    except (RuntimeError, MemoryError) as e:  # its words are not for our users
+        if (missing := shortage(e)) is not None:
+            return Lack(f"OpenVINO cannot load its part for the CPU: {missing}")
     return "OpenVINO offers no CPU device on this machine"
 
 
 def precisions(bundle: Bundle) -> tuple[str, ...]:
     """The graphs' own, and bfloat16 where the processor multiplies matrices in it."""
-    able = privacy.openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    try:
+        able = privacy.openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    except (RuntimeError, MemoryError) as e:  # which it gave a moment ago
+        raise EngineError(f"OpenVINO cannot load its part for the CPU: {shortage(e) or 'it does not say why'}") from e
     own = bundle.manifest.precision
     return (own, "bf16") if "BF16" in able else (own,)
 
@@ -321,6 +324,10 @@ class OpenVinoEngine:
         """The graph for n and m samples, with its skips in the network's own form."""
         ov = self._ov
         model.reshape({i.name: [{"N": n, "M": m or n}.get(str(d), d) for d in i.shape] for i in spec.inputs})
+        for node in model.get_ordered_ops():  # it reads beside a table where a row is not there
+            if node.get_type_name() == "Gather" and "source" in names_above(node.input_value(1)):
+                if node.input_value(0).get_shape()[0] < n:
+                    raise BundleError(f"{self._bundle.folder / spec.file}: gathers rows of what has fewer than source")
         if m == 0 and any(i.name == "source" for i in spec.inputs):
             for node in model.get_ordered_ops():
                 if node.get_type_name() == "Gather" and "source" in names_above(node.input_value(1)):

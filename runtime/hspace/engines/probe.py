@@ -27,34 +27,46 @@ from ..bundle import Bundle
 from ..errors import BundleError, EngineError, HspaceError
 from ..manifest import File, Manifest
 from . import cache, cpu, privacy
-from .shortage import lacks, refusal
+from .shortage import ENOUGH, address_limit, lacks, limited, refusal
 from .signature import declared
 
-_MEMORY, _MEMORY_EACH = 6 * 2**30, 24  # bytes of addresses for any bundle, and for each byte of its graphs
+_FORM = 2  # of what is refused and tried; to be raised where that is more
+_MEMORY_EACH = 24  # bytes of addresses for each byte of a bundle's graphs, beside `ENOUGH` for any
 _SECONDS, _SECONDS_EACH = 90, 3  # of all cores together, likewise, and for each MiB
 _WAIT = 10  # times as long is waited, where other work takes the cores
+# What is evaluated: trunk samples, the samples that the head's come from, the timestep as a part of the schedule.
+# OpenVINO would compile three graphs for the last one, which makes a first `open` half as long again
+_TRIES: tuple[tuple[int, tuple[int, ...], float], ...] = (
+    (1, (0,), 0.5),
+    (1, (0,), 0.0),
+    (1, (0,), 1.0),
+    (2, (0, 1, 1), 0.5),
+)
 _LOG = logging.getLogger("hspace")
 _LIBRARIES = {"onnx": privacy.onnxruntime, "openvino": privacy.openvino}
 
 
-def check(name: str, bundle: Bundle, threads: int | None, precision: str) -> None:
-    """Returns where the engine opened the bundle's graphs on this machine before, or does so now in its own process.
+def check(name: str, bundle: Bundle, threads: int | None, precision: str) -> bool:
+    """Returns True where the engine opened the bundle's graphs on this machine before, or does so now in its own process;
+    False where they are not tried.
 
     Raises BundleError, naming the file, where it does not survive that, or a value is not finite; and whatever else
     opening it there raised. Where the cache is not used, nothing is remembered, and this is done at each `open`.
     """
     if name not in _LIBRARIES or not sys.executable:
-        return
+        return False
     components = bundle.manifest.components
-    of = (__version__, name, _LIBRARIES[name]().__version__, precision, cpu.instruction_set())
+    of = (_FORM, __version__, name, _LIBRARIES[name]().__version__, precision, cpu.instruction_set())
     entry = cache.Entry("opened", cache.key(*of, *((c.sha256, declared(c)) for c in components.values())))
     if entry.read() is not None:
-        return
+        return True
     for component in components:
         bundle.read_component(component)
     asked = {"engine": name, "folder": str(bundle.folder), "threads": threads, "precision": precision}
-    if _run(f"engine {name}", bundle, {**asked, "manifest": msgspec.to_builtins(bundle.manifest)}):
+    sound = _run(f"engine {name}", bundle, {**asked, "manifest": msgspec.to_builtins(bundle.manifest)})
+    if sound:
         entry.write(b"opened")
+    return sound
 
 
 def check_with_onnx(bundle: Bundle) -> bool:
@@ -75,7 +87,7 @@ def _run(who: str, bundle: Bundle, asked: dict[str, Any]) -> bool:
     """Whether the process ran, and found nothing. Raises what it found, or what its end says."""
     size = sum(c.bytes for c in bundle.manifest.components.values())
     seconds = _SECONDS + _SECONDS_EACH * size // 2**20
-    asked |= {"memory": _MEMORY + _MEMORY_EACH * size, "seconds": seconds}
+    asked |= {"memory": ENOUGH + _MEMORY_EACH * size, "seconds": seconds}
     # found as this process found it; -P: and nothing that lies in the current folder
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(p) for p in sys.path if p)}
     command = [sys.executable, "-P", "-m", __name__]
@@ -110,25 +122,12 @@ def _run(who: str, bundle: Bundle, asked: dict[str, Any]) -> bool:
         raise BundleError(f"{at}: {who} needs more than {seconds} s of computing for this graph")
     if code == -getattr(signal, "SIGKILL", 0):  # by the system: our own limits are not enforced so
         raise EngineError(f"{at}: {who} was killed while it read this graph, as by a system that runs out of memory")
-    allowed = _address_limit()
-    if allowed is not None and allowed < asked["memory"]:
-        raise EngineError(
-            f"{at}: {who} crashes ({_end(code)}); this process is limited to {allowed / 2**30:.1f} GiB of addresses, "
-            "which may be too few"
-        )
+    few = limited(asked["memory"])
+    if few is not None:
+        raise EngineError(f"{at}: {who} crashes ({_end(code)}): {few}")
     if not lines:
         raise EngineError(f"{at}: {who} does not start in a process of its own ({_end(code)})")
     raise BundleError(f"{at}: {who} crashes on this graph ({_end(code)})")
-
-
-def _address_limit() -> int | None:
-    """How many bytes of addresses this process is limited to; None where it is not, or the system does not say."""
-    try:
-        resource: Any = importlib.import_module("resource")
-    except ImportError:  # Windows
-        return None
-    soft: int = resource.getrlimit(resource.RLIMIT_AS)[0]
-    return None if soft == resource.RLIM_INFINITY else soft
 
 
 def _end(code: int) -> str:
@@ -168,7 +167,7 @@ def _main() -> None:
         print(json.dumps(what), file=answers, flush=True)
 
     asked = json.load(sys.stdin)
-    own = _address_limit() is None  # the limit on memory is ours, and not the user's
+    own = address_limit() is None  # the limit on memory is ours, and not the user's
     _limit(asked["memory"], asked["seconds"])
     manifest = msgspec.convert(asked["manifest"], Manifest)
     bundle = _Reporting(asked["folder"], manifest, say)
@@ -187,14 +186,13 @@ def _main() -> None:
 def _told(e: Exception, bundle: _Reporting, memory: int | None) -> list[str]:
     """An error's name and message. memory: the limit in bytes, where it is ours: no sound graph needs more."""
     where = bundle.folder / bundle.last
-    missing = lacks(e if e.__cause__ is None else e.__cause__)
-    if missing is not None and memory is not None:
+    cause = e if e.__cause__ is None else e.__cause__
+    if lacks(cause) is not None and memory is not None:
         return ["BundleError", f"{where}: this graph needs more than {memory / 2**30:.0f} GiB of memory"]
     if isinstance(e, HspaceError):
         return [type(e).__name__, str(e)]
-    if missing is not None:
-        return ["EngineError", f"{where}: cannot be opened: too little {missing}"]
-    return ["BundleError", f"{where}: this graph cannot be opened: {type(e).__name__}"]
+    error = refusal(str(where), f"this graph cannot be opened ({type(cause).__name__})", cause)
+    return [type(error).__name__, str(error)]
 
 
 def _limit(memory: int, seconds: int) -> None:
@@ -209,40 +207,45 @@ def _limit(memory: int, seconds: int) -> None:
 
 
 def _open(name: str, bundle: _Reporting, threads: int | None, precision: str) -> None:
-    """Opens the bundle as its user will, and evaluates every component once, on one sample."""
+    """Opens the bundle as its user will, and evaluates every component as each of `_TRIES` says."""
     engine: Any = importlib.import_module(f".{name}", __package__).open_engine(bundle, threads, precision)
     components = bundle.manifest.components
-    outputs: dict[str, Any] = {}
-    for component, inputs in _inputs(bundle.manifest, outputs):
-        where = f"{bundle.folder / components[component].file}"
-        bundle.begin(components[component])
-        try:
-            found = engine.run(component, inputs)
-        except EngineError as e:
-            raise refusal(where, f"engine {name} cannot evaluate this graph", e.__cause__ or e) from e.__cause__
-        for tensor, value in zip(components[component].outputs, found, strict=True):
-            outputs[tensor.name] = value
-            if isinstance(value, np.ndarray) and not np.isfinite(value).all():
-                raise BundleError(f"{where}: {tensor.name}: gives values that are not finite")
-        if component == "head" and not np.any(found[0]):
-            raise BundleError(f"{where}: eps: gives nothing but zeros")
+    for samples, heads, part in _TRIES if name == "onnx" else _TRIES[:-1]:
+        outputs: dict[str, Any] = {}
+        for component, inputs in _inputs(bundle.manifest, outputs, samples, heads, part):
+            where = f"{bundle.folder / components[component].file}"
+            bundle.begin(components[component])
+            try:
+                found = engine.run(component, inputs)
+            except EngineError as e:
+                raise refusal(where, f"engine {name} cannot evaluate this graph", e.__cause__ or e) from e.__cause__
+            for tensor, value in zip(components[component].outputs, found, strict=True):
+                outputs[tensor.name] = value
+                if isinstance(value, np.ndarray) and not np.isfinite(value).all():
+                    raise BundleError(f"{where}: {tensor.name}: gives values that are not finite")
+            if component == "head" and not np.any(found[0]):
+                raise BundleError(f"{where}: eps: gives nothing but zeros")
 
 
-def _inputs(manifest: Manifest, outputs: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _inputs(
+    manifest: Manifest, outputs: dict[str, Any], samples: int, heads: tuple[int, ...], part: float
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each component with random inputs. outputs: what those before it gave."""
     rng = np.random.default_rng(0)
     for name in (n for n in ("trunk", "head", "encoder", "latent") if n in manifest.components):
         schedule = manifest.schedules.latent if name == "latent" else manifest.schedules.image
-        middle = 0 if schedule is None else schedule.build().timesteps // 2
+        t = 0 if schedule is None else int(part * (schedule.build().timesteps - 1))
         inputs: dict[str, Any] = {}
         for i in manifest.components[name].inputs:
-            shape = [1 if isinstance(d, str) else d for d in i.shape]
+            shape = [{"N": samples, "M": len(heads)}[d] if isinstance(d, str) else d for d in i.shape]
             if i.name in outputs and name == "head":
                 inputs[i.name] = outputs[i.name]
-            elif i.dtype.startswith("int"):
-                inputs[i.name] = np.full(shape, middle if i.name == "t" else 0, i.dtype)
+            elif i.name in ("t", "source"):
+                inputs[i.name] = np.array([t] * samples if i.name == "t" else heads, i.dtype)
             else:
                 inputs[i.name] = rng.standard_normal(shape, dtype=np.float32).astype(i.dtype)
+            if i.name == "h" and name == "head":
+                inputs["h"] = inputs["h"][list(heads)]
         yield name, inputs
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import re
+from typing import Any
 
 from ..errors import BundleError, EngineError, HspaceError
 
+ENOUGH = 6 * 2**30  # bytes of addresses: with so many, what a library says without a word of memory is of the graph
 # what they raise shares no type: words of C++, glibc, TBB, ONNX Runtime and the system
 _WORDS = (
     (r"bad_alloc|bad allocation|can't alloc|allocate memory|out of memory|not enough memory|failed to map", "memory"),
@@ -15,6 +18,28 @@ _WORDS = (
     (re.escape(os.strerror(errno.EMFILE)), "file descriptors"),
     (re.escape(os.strerror(errno.ENOSPC)), "disk space"),
 )
+
+
+class Lack(str):
+    """A reason that passes: too little of something, just now, which says nothing of what was asked for."""
+
+
+def address_limit() -> int | None:
+    """How many bytes of addresses this process is limited to; None where it is not, or the system does not say."""
+    try:
+        resource: Any = importlib.import_module("resource")
+    except ImportError:  # Windows
+        return None
+    limits = [resource.getrlimit(what)[0] for what in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+    return min((limit for limit in limits if limit != resource.RLIM_INFINITY), default=None)
+
+
+def limited(need: int = ENOUGH) -> Lack | None:
+    """Where this process may use fewer bytes of addresses than `need`: that they may be what is missing."""
+    found = address_limit()
+    if found is None or found >= need:
+        return None
+    return Lack(f"this process is limited to {found / 2**30:.1f} GiB of addresses, which may be too few")
 
 
 def lacks(e: BaseException) -> str | None:
@@ -25,12 +50,22 @@ def lacks(e: BaseException) -> str | None:
 
 
 def refusal(where: str, what: str, e: BaseException) -> HspaceError:
-    """The error for a graph that a library refuses. what: "ONNX Runtime cannot load this graph"."""
+    """The error for a graph that a library refuses. what: "ONNX Runtime cannot load this graph".
+
+    OpenVINO says of some allocations that fail just that the model may be incorrect, so a process that is limited blames
+    the limit.
+    """
+    found = shortage(e)
+    return BundleError(f"{where}: {what}") if found is None else EngineError(f"{where}: {what}: {found}")
+
+
+def shortage(e: BaseException) -> Lack | None:
+    """What there was too little of, or may have been, in a sentence's end."""
     missing = lacks(e)
-    return BundleError(f"{where}: {what}") if missing is None else EngineError(f"{where}: {what}: too little {missing}")
+    return limited() if missing is None else Lack(f"too little {missing}")
 
 
 def reason(package: str, e: BaseException) -> str:
-    """Why a package that is installed cannot be imported."""
-    missing = lacks(e)
-    return f"the package {package} is installed but does not load{f': too little {missing}' if missing else ''}"
+    """Why a package that is installed cannot be imported; a `Lack` where that passes."""
+    found, what = shortage(e), f"the package {package} is installed but does not load"
+    return what if found is None else Lack(f"{what}: {found}")
