@@ -199,6 +199,15 @@ def test_a_limit_that_is_none(folder: Path, monkeypatch: pytest.MonkeyPatch, tex
         cache.Entry("a", KEY).write(b"x")
 
 
+def test_a_limit_beyond_every_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for text in ("1e15", "1e308"):
+        monkeypatch.setenv("HSPACE_CACHE_LIMIT", text)
+        assert cache.limit() == sys.maxsize
+        entry = cache.Entry("a", cache.key(text))
+        entry.write(CONTENT)
+        assert entry.read() == CONTENT
+
+
 def test_what_a_write_left_half_done_is_swept(folder: Path) -> None:
     cache.Entry("a", KEY).write(CONTENT)
     old, new = (folder / "a" / f".{KEY}.bin.{c * 12}" for c in "ab")

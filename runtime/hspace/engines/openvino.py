@@ -324,13 +324,13 @@ class OpenVinoEngine:
         """The graph for n and m samples, with its skips in the network's own form."""
         ov = self._ov
         model.reshape({i.name: [{"N": n, "M": m or n}.get(str(d), d) for d in i.shape] for i in spec.inputs})
-        for node in model.get_ordered_ops():  # it reads beside a table where a row is not there
+        for node in model.get_ordered_ops():
             if node.get_type_name() == "Gather" and "source" in names_above(node.input_value(1)):
-                if node.input_value(0).get_shape()[0] < n:
-                    raise BundleError(f"{self._bundle.folder / spec.file}: gathers rows of what has fewer than source")
-        if m == 0 and any(i.name == "source" for i in spec.inputs):
-            for node in model.get_ordered_ops():
-                if node.get_type_name() == "Gather" and "source" in names_above(node.input_value(1)):
+                rows = node.input_value(0).get_shape()[0]
+                if rows < n:  # the library would read what is beside them
+                    where = f"{self._bundle.folder / spec.file}"
+                    raise BundleError(f"{where}: source is of {n} samples, and chooses among {rows} rows")
+                if m == 0:
                     for user in node.output(0).get_target_inputs():
                         user.replace_source_output(node.input_value(0))
         if bf16:

@@ -47,8 +47,8 @@ _LIBRARIES = {"onnx": privacy.onnxruntime, "openvino": privacy.openvino}
 
 
 def check(name: str, bundle: Bundle, threads: int | None, precision: str) -> bool:
-    """Returns True where the engine opened the bundle's graphs on this machine before, or does so now in its own process;
-    False where they are not tried.
+    """Returns True where the engine opened the bundle's graphs on this machine before, or does so now in its own
+    process; False where they are not tried.
 
     Raises BundleError, naming the file, where it does not survive that, or a value is not finite; and whatever else
     opening it there raised. Where the cache is not used, nothing is remembered, and this is done at each `open`.

@@ -52,8 +52,8 @@ def lacks(e: BaseException) -> str | None:
 def refusal(where: str, what: str, e: BaseException) -> HspaceError:
     """The error for a graph that a library refuses. what: "ONNX Runtime cannot load this graph".
 
-    OpenVINO says of some allocations that fail just that the model may be incorrect, so a process that is limited blames
-    the limit.
+    Of some allocations that fail OpenVINO says just that the model may be incorrect. So in a process that is limited,
+    the limit is blamed.
     """
     found = shortage(e)
     return BundleError(f"{where}: {what}") if found is None else EngineError(f"{where}: {what}: {found}")
