@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from .errors import HspaceError, OutputError
+from .errors import EngineError, HspaceError, OutputError
 
 MAX_FILE_BYTES = 2**31 - 1  # protobuf's limit, hence ONNX's without external data
 MAX_TEXT_BYTES = 2**24  # of JSON and the like
@@ -24,6 +24,16 @@ def reason(error: OSError | ValueError | MemoryError) -> str:
     if isinstance(error, MemoryError):
         return "Cannot allocate memory"
     return getattr(error, "strerror", None) or str(error)
+
+
+def load_pillow() -> None:
+    """Imports Pillow, or raises EngineError with the reason: its libraries need addresses that a process may lack."""
+    try:
+        import PIL.Image  # noqa: F401
+    except (ImportError, OSError, MemoryError) as e:
+        from .engines import shortage
+
+        raise EngineError(shortage.reason("pillow", e)) from e
 
 
 def check_file(path: str | Path, error: type[HspaceError]) -> int:

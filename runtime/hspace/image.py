@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .checks import MOST_IMAGES, check_whole
-from .errors import ArgumentError, EngineError, HspaceError, ImageError, OutputError
-from .files import check_file, write_atomically
+from .errors import ArgumentError, HspaceError, ImageError, OutputError
+from .files import check_file, load_pillow, write_atomically
 from .sniff import found_in
 
 if TYPE_CHECKING:
@@ -71,16 +71,6 @@ def load_images(images: Images, size: int, *, resize: bool = False, name: str = 
     if not loaded:
         raise ArgumentError(f"{name}: found an empty {type(images).__name__}, expected {_EXPECTED}")
     return np.concatenate(loaded)
-
-
-def load_pillow() -> None:
-    """Imports Pillow, or raises EngineError with the reason: its libraries need addresses that a process may lack."""
-    try:
-        import PIL.Image  # noqa: F401
-    except (ImportError, OSError, MemoryError) as e:
-        from .engines.shortage import reason
-
-        raise EngineError(reason("pillow", e)) from e
 
 
 def is_array(images: object) -> bool:
@@ -361,7 +351,6 @@ def save_image(
 
 def record_options(record: str | None, kind: str) -> dict[str, Any]:
     """The options of Pillow's `save` that put a record into a file of that format; none where it has no place."""
-    load_pillow()
     import PIL.Image
     from PIL.PngImagePlugin import PngInfo
 

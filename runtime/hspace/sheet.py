@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from . import labels
 from .errors import ArgumentError, OutputError
-from .files import write_atomically
-from .image import WRITABLE, load_pillow, record_options
+from .files import load_pillow, write_atomically
+from .image import WRITABLE, record_options
 
 ANIMATED = {".gif": "GIF", ".apng": "PNG"}
 _TILE, _MARGIN = 128, 8  # pixels: least side of a picture (smaller ones are enlarged), gaps
