@@ -74,12 +74,13 @@ def test_every_command_is_tried() -> None:
     assert {call[0] for call in CALLS} == set(_COMMANDS)
 
 
-def tracer() -> list[str]:
-    """A command that runs another one and writes its system calls for sockets to `calls`; [] where none can."""
+def tracer(place: Path) -> list[str]:
+    """A command that runs another one in `place` and writes its system calls for sockets to `calls`; [] where none can."""
     trace = ["strace", "-f", "-qq", "-e", "trace=socket", "-o", "calls"]
-    if shutil.which("strace") and subprocess.run([*trace, "true"], capture_output=True, check=False).returncode == 0:
-        return trace
-    return []
+    if shutil.which("strace") is None:
+        return []
+    tried = subprocess.run([*trace, "true"], cwd=place, capture_output=True, check=False)
+    return trace if tried.returncode == 0 else []
 
 
 def without_network() -> list[str]:
@@ -109,7 +110,7 @@ def test_nothing_is_sent_and_nothing_is_left(place: Path, call: tuple[str, ...],
         pytest.importorskip(NEEDS[call[0]])
     if "openvino" in call and unavailable("openvino"):
         pytest.skip("openvino is not installed")
-    wrapper = tracer() or without_network()
+    wrapper = tracer(place) or without_network()
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "ORT_", "MPL", "CI", "HSPACE"))}
     environment |= {
         "HSPACE_PRECISION": "fp32",  # so that no export measures another one, which takes a minute
