@@ -75,7 +75,7 @@ def test_every_command_is_tried() -> None:
 
 
 def tracer(place: Path) -> list[str]:
-    """A command that runs another one in `place` and writes its system calls for sockets to `calls`; [] where none can."""
+    """A command that runs another one in `place`, with its calls for sockets in the file `calls`; [] where none can."""
     trace = ["strace", "-f", "-qq", "-e", "trace=socket", "-o", "calls"]
     if shutil.which("strace") is None:
         return []
