@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import onnx
 import onnxruntime
 from hspace.bundle import Bundle, file_entry, write_manifest
 from hspace.manifest import Component
+from onnx import numpy_helper
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
@@ -60,8 +62,21 @@ def convert(data: bytes) -> onnx.ModelProto:
         op_block_list=[*DEFAULT_OP_BLOCK_LIST, *FLOAT32],
         node_block_list=float32,
     )
+    _keep_scales(half.graph)
     OnnxModel.graph_topological_sort(half.graph)  # it puts its casts at the end, after what reads them
     return half
+
+
+def _keep_scales(graph: onnx.GraphProto) -> None:
+    """Gives Resize its scales as the constants that they were, where they were made float16 and are cast back."""
+    constants = {i.name: i for i in graph.initializer}
+    casts = {n.output[0]: n for n in graph.node if n.op_type == "Cast" and n.input[0] in constants}
+    for node in graph.node:
+        cast = casts.get(node.input[2]) if node.op_type == "Resize" else None
+        if cast is not None:
+            scales = numpy_helper.to_array(constants[cast.input[0]]).astype(np.float32)
+            graph.initializer.append(numpy_helper.from_array(scales, f"{node.name}_scales"))
+            node.input[2] = f"{node.name}_scales"
 
 
 def _half(spec: Component, entry: dict[str, Any]) -> Component:

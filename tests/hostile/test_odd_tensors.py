@@ -212,7 +212,8 @@ def test_arguments_that_are_no_unicode(option: str, tmp_path: Path) -> None:
 def test_a_file_whose_name_is_no_unicode(tmp_path: Path) -> None:
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/m\xff.ckpt"))
     shutil.copy(DDPM, path)
-    with refused(CheckpointError, f"{path}: its name is not Unicode, and PyTorch opens no such file"):
+    shown = str(path).encode(errors="backslashreplace").decode()
+    with refused(CheckpointError, f"{shown}: its name is not Unicode, and PyTorch opens no such file"):
         load(path)
 
 
