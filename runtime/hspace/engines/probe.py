@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from .. import __version__, errors
+from .. import errors
 from ..bundle import Bundle
 from ..errors import BundleError, EngineError, HspaceError
 from ..manifest import File, Manifest
@@ -30,7 +29,7 @@ from . import cache, cpu, privacy
 from .shortage import ENOUGH, address_limit, lacks, limited, refusal
 from .signature import declared
 
-_FORM = 2  # of what is refused and tried; to be raised where that is more
+_FORM = 3  # of what is refused and tried, and of what engines are given; to be raised where that changes
 _MEMORY_EACH = 24  # bytes of addresses for each byte of a bundle's graphs, beside `ENOUGH` for any
 _SECONDS, _SECONDS_EACH = 90, 3  # of all cores together, likewise, and for each MiB
 _WAIT = 10  # times as long is waited, where other work takes the cores
@@ -56,7 +55,7 @@ def check(name: str, bundle: Bundle, threads: int | None, precision: str) -> boo
     if name not in _LIBRARIES or not sys.executable:
         return False
     components = bundle.manifest.components
-    of = (_FORM, __version__, name, _LIBRARIES[name]().__version__, precision, cpu.instruction_set())
+    of = (_FORM, name, _LIBRARIES[name]().__version__, precision, cpu.instruction_set())
     entry = cache.Entry("opened", cache.key(*of, *((c.sha256, declared(c)) for c in components.values())))
     if entry.read() is not None:
         return True
@@ -91,6 +90,8 @@ def _run(who: str, bundle: Bundle, asked: dict[str, Any]) -> bool:
     # found as this process found it; -P: and nothing that lies in the current folder
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(p) for p in sys.path if p)}
     command = [sys.executable, "-P", "-m", __name__]
+    import subprocess  # which takes 10 ms, and an `open` of what is known does without
+
     try:
         done = subprocess.run(
             command,
