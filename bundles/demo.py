@@ -48,7 +48,7 @@ def main() -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     save_image(output, sheet.draw(np.concatenate([original, edited])))
     print(
-        f"engine {editor.engine.name}: opened in {opened - start:.2f} s, encoded in {encoded - opened:.2f} s,", end=" "
+        f"engine {editor.engine.name} in {editor.engine.precision}: opened in {opened - start:.2f} s, encoded in {encoded - opened:.2f} s,", end=" "
     )
     print(f"{len(EDITS)} edits decoded in {done - encoded:.2f} s")
     print(f"wrote {output} in {time.perf_counter() - start:.2f} s")
