@@ -47,9 +47,8 @@ def main() -> None:
     sheet = Sheet([""], ["original", *map(label, EDITS)], editor.size)
     output.parent.mkdir(parents=True, exist_ok=True)
     save_image(output, sheet.draw(np.concatenate([original, edited])))
-    print(
-        f"engine {editor.engine.name} in {editor.engine.precision}: opened in {opened - start:.2f} s, encoded in {encoded - opened:.2f} s,", end=" "
-    )
+    print(f"engine {editor.engine.name} in {editor.engine.precision}: opened in {opened - start:.2f} s,", end=" ")
+    print(f"encoded in {encoded - opened:.2f} s,", end=" ")
     print(f"{len(EDITS)} edits decoded in {done - encoded:.2f} s")
     print(f"wrote {output} in {time.perf_counter() - start:.2f} s")
 
