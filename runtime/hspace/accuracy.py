@@ -19,7 +19,7 @@ from .attributes import DeltaTable
 from .bundle import Bundle, h_shape
 from .editor import Editor
 from .engines import Engine
-from .errors import ArgumentError, EngineError
+from .errors import ArgumentError, NotFinite
 from .latent import Latent
 from .manifest import Accuracy
 from .plans import Planner
@@ -41,7 +41,7 @@ _MOVE_Z, _MOVE_H = 0.5, 0.25  # how far the edit goes: in z_sem's standard devia
 def measure(bundle: Bundle, preset: str, open_own: Callable[[], Engine], open_faster: Callable[[], Engine]) -> Accuracy:
     """The least PSNR over images, of each run. Both engines are open one after the other, never together.
 
-    preset: whose runs; its sampler is none that is exact. Raises EngineError where a run gives values that are not
+    preset: whose runs; its sampler is none that is exact. Raises NotFinite where a run gives values that are not
     finite, in either.
     """
     faster = _Runs(Editor(bundle, open_faster()), preset)
@@ -123,6 +123,6 @@ def _psnr(a: Float32, b: Float32) -> float:
     """The least over images, of images in [−1, 1]."""
     error = np.square(np.clip(a, -1, 1) - np.clip(b, -1, 1)).mean(axis=(1, 2, 3), dtype=np.float64)
     if not np.isfinite(error).all():
-        raise EngineError("accuracy: a run's result is not finite")
+        raise NotFinite("accuracy: a run's result is not finite")
     with np.errstate(divide="ignore"):
         return round(min(_MOST_PSNR, float(10 * np.log10(4 / error.max()))), 2)

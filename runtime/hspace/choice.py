@@ -26,7 +26,7 @@ from .amend import set_accuracy
 from .bundle import Bundle
 from .engines import ENGINES, PRECISIONS, Engine, cache, cpu, open_engine, precisions, unavailable
 from .engines.shortage import Lack, lacks
-from .errors import BundleError, EngineError
+from .errors import BundleError, EngineError, NotFinite
 from .manifest import Accuracy
 from .samplers import SAMPLERS
 
@@ -172,7 +172,7 @@ def _measured(
     _LOG.info("%s: comparing whole runs in its faster precision with float32, once on this machine", bundle.folder)
     try:
         found = measure(bundle, preset, open_own, open_faster)
-    except EngineError as e:
+    except NotFinite as e:  # a shortage is not remembered as what the bundle is worth
         _LOG.info("%s: %s", bundle.folder, e)
         found = None
     entry.write(json.dumps(msgspec.to_builtins(found)).encode())

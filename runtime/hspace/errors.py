@@ -39,6 +39,10 @@ class EngineError(HspaceError):
     exit_code = 5
 
 
+class NotFinite(EngineError):
+    """A run's result has values that are not finite."""
+
+
 class DeviceError(EngineError):
     """A GPU is not there, cannot be used as asked, or refused a call. The next call starts anew."""
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from .attributes import Edit
 from .checks import check_array
 from .engines import Engine
-from .errors import ArgumentError, Cancelled, EngineError
+from .errors import ArgumentError, Cancelled, NotFinite
 from .executors import Executor, Observe, cpu
 from .latent import Latent
 from .noise import Noise, Stream, check_seed, normal
@@ -188,7 +188,7 @@ class Runner:
                 before[c] = found
         if not np.isfinite(out if isinstance(out, np.ndarray) else out.numpy()).all():
             cause = "a strength is too large, or the engine's arithmetic overflowed"
-            raise EngineError(f"{phase}: the result is not finite: {cause}")
+            raise NotFinite(f"{phase}: the result is not finite: {cause}")
         return out, before
 
 

@@ -255,3 +255,19 @@ def test_another_default_preset_is_measured_anew(machine: Machine, bundle: hspac
     assert hspace.Bundle(copy.folder).manifest.accuracy is msgspec.UNSET
     machine.loss = 0.3
     assert "measured on this machine" in choice.choose(hspace.Bundle(copy.folder)).why
+
+
+def test_a_shortage_is_not_what_a_bundle_is_worth(
+    machine: Machine, bundle: hspace.Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends the open, and the next one measures."""
+    machine.loss = 1e-5
+
+    def short(*_: Any) -> Accuracy:
+        raise EngineError("too little memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(choice, "measure", short)
+        with pytest.raises(EngineError, match="too little memory"):
+            choice.choose(bundle)
+    assert chosen(bundle) == ("openvino", "bf16")
