@@ -60,17 +60,17 @@ def choose(
             raise EngineError(f"engine {name}: cannot run here: {reason}")
         if reason is not None:
             left_out[name] = f"cannot run here: {reason}"
-        elif precision not in ("auto", *precisions(name, bundle)):
-            left_out[name] = (
-                f"computes {bundle.folder} in {' or '.join(precisions(name, bundle))} here, not {precision}"
-            )
-        else:
-            try:
-                return _open(bundle, name, precision, threads)._replace(left_out=left_out)
-            except BundleError as e:
-                if lacks(e) is not None:  # a file that cannot be read for that
-                    raise
-                left_out[name], fault = str(e), e
+            continue
+        able = precisions(name, bundle)
+        if precision not in ("auto", *able):
+            left_out[name] = f"computes {bundle.folder} in {' or '.join(able)} here, not {precision}"
+            continue
+        try:
+            return _open(bundle, name, able, precision, threads)._replace(left_out=left_out)
+        except BundleError as e:
+            if lacks(e) is not None:  # a file that cannot be read for that
+                raise
+            left_out[name], fault = str(e), e
     if fault is not None:
         raise fault
     raise EngineError("; ".join(f"engine {name}: {reason}" for name, reason in left_out.items()))
@@ -84,8 +84,8 @@ def record(bundle: Bundle) -> str:
     return found.why
 
 
-def _open(bundle: Bundle, name: str, precision: str, threads: int | None) -> Choice:
-    own, *faster = precisions(name, bundle)
+def _open(bundle: Bundle, name: str, able: tuple[str, ...], precision: str, threads: int | None) -> Choice:
+    own, *faster = able
 
     def at(wanted: str) -> Callable[[], Engine]:
         return lambda: open_engine(name, bundle, threads, wanted)
