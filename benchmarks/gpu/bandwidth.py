@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from hspace import multistep, samplers
-from hspace.attributes import DeltaBlock
 from hspace.cuda import steps as staging
 from hspace.cuda.driver import Buffer, Device, Stream
 from hspace.cuda.kernels import Kernels
 from hspace.cuda.steps import COEFFICIENTS, PAIR, RECORD, TARGET, TERM
+from hspace.deltas import DeltaBlock
 from hspace.program import Program
 from hspace.schedule import Schedule
 from numpy.typing import NDArray

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from hspace import amend
-from hspace.attributes import DeltaBlock
 from hspace.bundle import Bundle, h_shape
+from hspace.deltas import DeltaBlock
 from hspace.errors import HspaceError
 from hspace.tensors import tensor_bytes
 

@@ -13,8 +13,9 @@ from typing import Any
 import hspace_export.models.layers as layers
 import torch
 import torch.nn.functional as F
-from hspace.attributes import GROUPS, DeltaBlock, read_attribute
+from hspace.attributes import read_attribute
 from hspace.bundle import Bundle
+from hspace.deltas import GROUPS, DeltaBlock
 from hspace_export.models.ddpm import DdpmConfig, DdpmUNet
 from hspace_export.models.guided import GuidedConfig, GuidedUNet
 from peers.runners import ddpm_head, guided_head

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 from hspace import amend
-from hspace.attributes import DeltaTable, ZDirection, read_attribute
+from hspace.attributes import read_attribute
 from hspace.bundle import Bundle, h_shape
+from hspace.deltas import DeltaTable, ZDirection
 from hspace.image import load_images
 from hspace.tensors import tensor_bytes
 from numpy.typing import NDArray

@@ -12,7 +12,7 @@ from math import sqrt
 from typing import Any
 
 import numpy as np
-from hspace.attributes import DeltaTable, ZDirection
+from hspace.deltas import DeltaTable, ZDirection
 from numpy.typing import NDArray
 
 from .cases import Case, asyrp_timesteps, diffae_timesteps

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from hspace.attributes import DeltaTable, ZDirection, read_attribute
+from hspace.attributes import read_attribute
 from hspace.bench.startup import peak_memory
 from hspace.bundle import Bundle
+from hspace.deltas import DeltaTable, ZDirection
 from numpy.typing import NDArray
 
 from .cases import Case

@@ -16,8 +16,9 @@ import msgspec
 import numpy as np
 import torch
 from hspace import manifest as contract
-from hspace.attributes import DeltaBlock, read_attribute
+from hspace.attributes import read_attribute
 from hspace.bundle import Bundle, file_entry, h_shape, write_manifest
+from hspace.deltas import DeltaBlock
 from hspace.engines import open_engine
 from hspace.errors import ArgumentError, BundleError, CheckpointError, OutputError
 from hspace.files import MAX_FILE_BYTES, reason

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from hspace.attributes import DeltaBlock
 from hspace.bundle import h_shape
 from hspace.checks import check_whole
+from hspace.deltas import DeltaBlock
 from hspace.editor import Editor
 from hspace.errors import ArgumentError
 from hspace.image import load_images

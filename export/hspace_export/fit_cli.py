@@ -13,13 +13,14 @@ import click
 import msgspec
 import numpy as np
 from hspace.amend import add_attribute, check_free, set_preset
-from hspace.attributes import DeltaTable, check_names
 from hspace.checks import check_whole
 from hspace.cli import common, outputs, printable
 from hspace.cli.jobs import Recorder
 from hspace.cli.progress import Bar, progress
 from hspace.cli.streams import sources_of
+from hspace.deltas import DeltaTable
 from hspace.editor import Editor
+from hspace.edits import check_names
 from hspace.errors import ArgumentError
 from hspace.files import write_atomically
 from hspace.image import check_files

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
-from hspace.attributes import GROUPS, DeltaBlock
+from hspace.deltas import GROUPS, DeltaBlock
 
 BLOCK_C, BLOCK_P = 16, 32  # channels × positions that a program of `inject` writes
 HIDDEN_WARPS = 8

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arguments import Output, Run
-from .attributes import DeltaTable
 from .bundle import Bundle, h_shape
+from .deltas import DeltaTable
 from .editor import Editor
 from .engines import Engine
 from .errors import ArgumentError, NotFinite

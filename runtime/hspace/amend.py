@@ -20,9 +20,11 @@ from typing import Literal
 
 import msgspec
 
-from .attributes import AnyAttribute, check_names, parse_attribute
+from .attributes import parse_attribute
 from .bundle import Bundle, check_same_model, manifest_bytes, read_journal, read_manifest
 from .checks import quoted
+from .deltas import AnyAttribute
+from .edits import check_names
 from .errors import ArgumentError, BundleError, HspaceError, OutputError
 from .files import lock_folder, make_folder, reason, sync_folder, write_atomically
 from .manifest import JOURNAL, MANIFEST, Accuracy, Attribute, Manifest, Preset, Source, check_name

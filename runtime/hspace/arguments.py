@@ -8,14 +8,14 @@ from typing import Literal, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from .attributes import AnyAttribute, ZDirection, check_names, check_number, directions_of
 from .checks import check_array
+from .deltas import AnyAttribute, ZDirection, directions_of
+from .edits import check_names, check_number
 from .errors import ArgumentError
 from .runs import OnStep
 
 Float32 = NDArray[np.float32]
 Output = Literal["uint8", "float32", "device"]
-Edits = Mapping[str, float] | Sequence[Mapping[str, float]]
 
 
 class Run(TypedDict, total=False):
@@ -30,41 +30,6 @@ class Run(TypedDict, total=False):
     noise: Float32 | None
     on_step: OnStep | None
     output: Output
-
-
-def per_image(edits: Edits | None, count: int, known: Mapping[str, AnyAttribute]) -> Sequence[Mapping[str, float]]:
-    """One mapping of strengths per image, the same object where one was given for all; names are checked."""
-    edits = {} if edits is None else edits
-    if not isinstance(edits, (Mapping, Sequence)) or isinstance(edits, str):
-        raise ArgumentError(f"edits: found {type(edits).__name__}, expected a mapping, or one for each image")
-    each = [edits] * count if isinstance(edits, Mapping) else list(edits)
-    for mapping in each[:1] if isinstance(edits, Mapping) else each:
-        if not isinstance(mapping, Mapping):
-            raise ArgumentError(f"edits: found {type(mapping).__name__}, expected a mapping from name to strength")
-        check_names(mapping, known, "edits")
-    if len(each) != count:
-        raise ArgumentError(f"edits: found {len(each)} mappings, expected one, or one for each of {count} images")
-    return each
-
-
-def grid_of(
-    strengths: Mapping[str, Sequence[float]], edits: Mapping[str, float] | None
-) -> tuple[list[int], list[dict[str, float]]]:
-    """How many strengths each swept attribute has, and the mapping of every combination, the last attribute fastest."""
-    if (
-        not isinstance(strengths, Mapping)
-        or not 1 <= len(strengths) <= 2
-        or not all(isinstance(v, (Sequence, np.ndarray)) and len(v) for v in strengths.values())
-    ):
-        raise ArgumentError("strengths: expected a mapping from one or two attributes to strengths, at least one")
-    if edits is not None and not isinstance(edits, Mapping):
-        raise ArgumentError(f"edits: found {type(edits).__name__}, expected a mapping from name to strength")
-    if edits is not None and not strengths.keys().isdisjoint(edits):
-        raise ArgumentError("edits: names an attribute that is swept")
-    points = [dict(edits or {})]
-    for name, values in strengths.items():
-        points = [{**point, name: value} for point in points for value in values]
-    return [len(values) for values in strengths.values()], points
 
 
 def amounts_of(strength: float | Sequence[float], count: int) -> list[float]:

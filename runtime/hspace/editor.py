@@ -15,22 +15,21 @@ from numpy.typing import NDArray
 from .arguments import (
     FIRST_DRAWS,
     MOST_DRAWS,
-    Edits,
     Output,
     Run,
     acceptors,
     amounts_of,
     check_acceptance,
     check_output,
-    grid_of,
     one_way,
-    per_image,
     shrunk,
 )
-from .attributes import Content, Edit, compile_edit, directions_of, read_attributes
+from .attributes import read_attributes
 from .bundle import Bundle, h_shape
 from .checks import MOST_IMAGES, check_whole
 from .cuda import is_foreign, ordinal_of
+from .deltas import Content, Edit, directions_of
+from .edits import Edits, compile_edit, grid_of, per_image
 from .engines import Engine
 from .errors import ArgumentError, LatentError, LatentWarning
 from .executors import Executor

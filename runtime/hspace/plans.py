@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import multistep, samplers
-from .attributes import Edit
 from .bundle import Bundle
+from .deltas import Edit
 from .errors import ArgumentError, did_you_mean
 from .manifest import Preset
 from .program import Branch, Program

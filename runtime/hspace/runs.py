@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .attributes import Edit
 from .checks import check_array
+from .deltas import Edit
 from .engines import Engine
 from .errors import ArgumentError, Cancelled, NotFinite
 from .executors import Executor, Observe, cpu

@@ -97,7 +97,7 @@ def test_edit_step_by_step(editor, golden) -> None:
             seen[int(t[0])] = attribute.delta_h(h, temb, t)
             return seen[int(t[0])]
 
-    from hspace.attributes import Edit
+    from hspace.deltas import Edit
 
     program = editor.program("edit", edits={"attribute0": 1.0}, preset="official", steps=8, t_edit=500, t_boost=0)
     batch = Batch(golden["x_T"], [program], Noise(0, np.arange(1)), edits=[Edit(deltas=((Spy(), 1.0),))])

@@ -8,11 +8,11 @@ from collections.abc import Callable
 import msgspec
 import numpy as np
 import pytest
-from hspace.attributes import Delta, Edit
 from hspace.bundle import Bundle
 from hspace.cuda.arrays import DeviceArray
 from hspace.cuda.driver import Device, OutOfMemory
 from hspace.cuda.kernels import Kernels
+from hspace.deltas import Delta, Edit
 from hspace.editor import Editor
 from hspace.errors import ArgumentError, DeviceError
 from hspace.executors.cuda import Executor

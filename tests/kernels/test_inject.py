@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hspace import attributes
-from hspace.attributes import DeltaBlock, DeltaTable, Edit
+from hspace import deltas
 from hspace.cuda.steps import PAIR, TARGET, TERM, packed
+from hspace.deltas import DeltaBlock, DeltaTable, Edit
 from hspace.program import Branch
 from hspace_kernels import inject
 
@@ -165,7 +165,7 @@ def test_against_the_cpu_executors_injection() -> None:
         {"ddpm": 3.0},
     ]
     compiled = [Edit(deltas=tuple((attribute[k], s) for k, s in edit.items())) for edit in edits]
-    expected = h + attributes.inject(h, temb, t, scale, compiled)
+    expected = h + deltas.inject(h, temb, t, scale, compiled)
 
     stage, nearest = Stage(c, size * size), [0, 1, 1, 2]
     slices = [torch.from_numpy(rows).view(c, -1) for rows in table]

@@ -8,8 +8,8 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from hspace.attributes import DeltaTable, Edit
 from hspace.cuda.steps import RECORD
+from hspace.deltas import DeltaTable, Edit
 from hspace.executors.cpu import Batch, Executor
 from hspace.noise import Noise
 from hspace.program import Branch

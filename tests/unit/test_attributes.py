@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 import pytest
-from hspace.attributes import DeltaBlock, DeltaTable, Edit, ZDirection, compile_edit, group_norm, inject, silu
+from hspace.deltas import DeltaBlock, DeltaTable, Edit, ZDirection, group_norm, inject, silu
+from hspace.edits import compile_edit
 from hspace.program import Branch
 
 RNG = np.random.default_rng(0)

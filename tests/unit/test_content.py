@@ -6,8 +6,8 @@ import hspace
 import numpy as np
 import pytest
 from hspace import Cancelled
-from hspace.attributes import Content, DeltaTable
 from hspace.bundle import h_shape
+from hspace.deltas import Content, DeltaTable
 from hspace.errors import ArgumentError, ImageError, LatentError
 from hspace.program import Branch
 from hspace.recorders import HRecorder

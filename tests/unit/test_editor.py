@@ -103,7 +103,7 @@ def test_the_program_of_an_edit(null_diffae: hspace.Editor) -> None:
 
 def test_attributes_combine_by_plain_addition(null_asyrp: hspace.Editor) -> None:
     """Whatever their n_train: a table without one counts the same beside a block as alone."""
-    from hspace.attributes import compile_edit
+    from hspace.edits import compile_edit
 
     attributes = null_asyrp.attributes
     edit = compile_edit({"block": 1.0, "table": 1.0}, attributes, 2)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 from hspace import samplers
-from hspace.attributes import DeltaTable, Edit
+from hspace.deltas import DeltaTable, Edit
 from hspace.errors import ArgumentError
 from hspace.executors.cpu import Batch, Executor
 from hspace.noise import Noise, Stream, normal

@@ -13,8 +13,8 @@ import pytest
 
 pytest.importorskip("sklearn", reason="fits need the extra `fit`")
 
-from hspace.attributes import DeltaTable, ZDirection
 from hspace.bundle import h_shape
+from hspace.deltas import DeltaTable, ZDirection
 from hspace.errors import ArgumentError, BundleError, Cancelled
 from hspace.image import load_images
 from hspace.manifest import Attribute

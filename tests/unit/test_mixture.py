@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import pytest
 from hspace import manifest as contract
-from hspace.attributes import Edit
+from hspace.deltas import Edit
 from hspace.executors import cpu
 from hspace.manifest import Preset
 from hspace.noise import Noise

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ..attributes import Edit
 from ..cuda.driver import Buffer, Stream
 from ..cuda.steps import Steps
 from ..cuda.work import Enqueue, Step, Work
+from ..deltas import Edit
 from ..editor import Editor
 from ..executors.cuda import Executor
 from ..noise import Noise

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..attributes import DeltaTable, Edit, ZDirection, inject
 from ..bundle import Bundle, h_shape
+from ..deltas import DeltaTable, Edit, ZDirection, inject
 from ..editor import Editor
 from ..executors.cpu import Batch, Executor
 from ..noise import Noise

@@ -10,8 +10,9 @@ from typing import Any
 import click
 
 from ..amend import add_attribute, remove_attribute, rename_attribute
-from ..attributes import check_names, parse_attribute, summary
+from ..attributes import parse_attribute, summary
 from ..bundle import Bundle
+from ..edits import check_names
 from ..errors import ArgumentError, BundleError, CheckpointError, needs
 from ..files import read_file
 from ..manifest import Source

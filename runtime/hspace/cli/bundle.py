@@ -10,10 +10,11 @@ from typing import Any
 import click
 import msgspec
 
-from ..attributes import check_names, compile_edit, read_attribute, summary
+from ..attributes import read_attribute, summary
 from ..bundle import Bundle
 from ..choice import AUTO, asked_engine, asked_precision, choose
 from ..editor import open as open_bundle
+from ..edits import check_names, compile_edit
 from ..engines import ENGINES, cache, unavailable
 from ..engines.probe import check_with_onnx
 from ..errors import BundleError, DeviceError, EngineError, HspaceError, needs

@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from ..attributes import check_names, compile_edit
 from ..editor import Editor
+from ..edits import check_names, compile_edit
 from ..engines import Engine
 from ..errors import EngineError, HspaceError, ImageError, LatentError, OutputError
 from ..manifest import Source

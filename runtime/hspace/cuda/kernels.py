@@ -16,7 +16,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from ..attributes import GROUPS
+from ..deltas import GROUPS
 from ..errors import DeviceError
 from .driver import Device, Function, Launch
 

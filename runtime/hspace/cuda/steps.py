@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..attributes import Delta, DeltaBlock, DeltaTable, Edit, nearest
+from ..deltas import Delta, DeltaBlock, DeltaTable, Edit, nearest
 from ..noise import Noise
 from ..program import ROW, Branch, Program
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..attributes import Edit
+from ..deltas import Edit
 from ..engines import Engine
 from ..noise import Noise
 from ..program import Program

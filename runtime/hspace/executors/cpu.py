@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..attributes import Edit, inject
+from ..deltas import Edit, inject
 from ..engines import Engine
 from ..errors import ArgumentError
 from ..noise import Noise

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..attributes import Delta, DeltaBlock, DeltaTable, Edit, inject
 from ..bundle import Bundle
 from ..cuda import steps as staging
 from ..cuda.arrays import DeviceArray, from_foreign, stream_handle
@@ -30,6 +29,7 @@ from ..cuda.driver import Buffer, Device, OutOfMemory, Stream
 from ..cuda.kernels import Kernels
 from ..cuda.steps import Steps
 from ..cuda.work import Step, Work
+from ..deltas import Delta, DeltaBlock, DeltaTable, Edit, inject
 from ..engines import DeviceEngine, open_device_engine
 from ..errors import ArgumentError, BundleError, EngineError, ImageError
 from ..manifest import Component

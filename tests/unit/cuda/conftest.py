@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hspace.attributes import DeltaBlock, DeltaTable
 from hspace.bundle import Bundle
 from hspace.cuda.driver import Device, Stream
 from hspace.cuda.kernels import Kernels
+from hspace.deltas import DeltaBlock, DeltaTable
 from hspace.editor import Editor
 from hspace.executors.cuda import Executor
 from hspace.manifest import Component

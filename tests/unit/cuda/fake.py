@@ -19,8 +19,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from hspace.attributes import group_norm, silu
 from hspace.cuda.steps import PAIR, RECORD, TARGET, TERM
+from hspace.deltas import group_norm, silu
 from hspace.noise import Stream, normal
 
 CONTEXT, OTHER_CONTEXT = 0xC0, 0xC1

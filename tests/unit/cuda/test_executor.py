@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hspace.attributes import Content, Delta, Edit
 from hspace.cuda.driver import OutOfMemory
+from hspace.deltas import Content, Delta, Edit
 from hspace.errors import ArgumentError, Cancelled, EngineError
 from hspace.noise import Noise
 from hspace.program import Branch, Program
