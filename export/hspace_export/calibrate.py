@@ -138,9 +138,11 @@ def measure(
         x_0 = load_images(list(files[first : first + editor.batch_size]), editor.size, resize=resize)
 
         def measured(step: Step, x_0: Float32 = x_0, first: int = first) -> bool | None:
-            if (level := levels.get(int(step.t[0]))) is not None:
-                k, there = int(np.searchsorted(timesteps, level)), slice(first, first + len(step.x))
-                found[0, k, there], found[1, k, there] = distance(step.x_0, x_0), distance(step.x, x_0)
+            here = np.flatnonzero([int(t) in levels for t in step.t])
+            if here.size:
+                k, image = np.searchsorted(timesteps, [levels[int(t)] for t in step.t[here]]), step.image[here]
+                found[0, k, first + image] = distance(step.x_0[here], x_0[image])
+                found[1, k, first + image] = distance(step.x[here], x_0[image])
             return None if on_step is None else on_step(step)
 
         editor.encode(x_0, preset=preset, steps=steps, on_step=measured)

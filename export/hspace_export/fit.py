@@ -196,9 +196,10 @@ class _Mean:
 
     def __call__(self, step: Step) -> None:
         assert step.h is not None  # an inversion runs the U-Net
-        k = int(np.searchsorted(self._timesteps, step.t[0]))
-        self._total[k] += step.h.sum(axis=0, dtype=np.float64)
-        self._count += len(step.h) if k == 0 else 0
+        each = np.searchsorted(self._timesteps, step.t)
+        for k in np.unique(each):
+            self._total[k] += step.h[each == k].sum(axis=0, dtype=np.float64)
+        self._count += int((each == 0).sum())
 
     @property
     def mean(self) -> NDArray[np.float64]:
@@ -218,8 +219,9 @@ class _Projection:
 
     def __call__(self, step: Step) -> None:
         assert step.h is not None  # an inversion runs the U-Net
-        k = int(np.searchsorted(self._timesteps, step.t[0]))
-        for i, score in enumerate(((step.h - self._middle[k]) * self._unit[k]).sum(axis=(1, 2, 3))):
+        k = np.searchsorted(self._timesteps, step.t)
+        scores = ((step.h - self._middle[k]) * self._unit[k]).sum(axis=(1, 2, 3))
+        for i, score in zip(step.image.tolist(), scores, strict=True):
             self._batch[i] = self._batch.get(i, 0.0) + float(score)
 
     def take(self, count: int) -> list[float]:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .arguments import Output, Run
 from .bundle import Bundle, h_shape
 from .deltas import DeltaTable
 from .editor import Editor
@@ -24,6 +23,7 @@ from .latent import Latent
 from .manifest import Accuracy
 from .plans import Planner
 from .program import Branch
+from .requests import Output, Run
 from .runs import Step
 
 Float32 = NDArray[np.float32]

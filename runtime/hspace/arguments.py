@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,24 +11,8 @@ from .checks import check_array
 from .deltas import AnyAttribute, ZDirection, directions_of
 from .edits import check_names, check_number
 from .errors import ArgumentError
-from .runs import OnStep
 
 Float32 = NDArray[np.float32]
-Output = Literal["uint8", "float32", "device"]
-
-
-class Run(TypedDict, total=False):
-    """How to run, as `Editor.decode` takes it; what calls that end in a decode pass on."""
-
-    preset: str | None
-    steps: int | None
-    sampler: str | None
-    t_edit: int | None
-    t_boost: int | None
-    seed: int
-    noise: Float32 | None
-    on_step: OnStep | None
-    output: Output
 
 
 def amounts_of(strength: float | Sequence[float], count: int) -> list[float]:
@@ -95,18 +78,3 @@ def check_acceptance(accept: Mapping[str, float], logits: Float32, count: int, k
             f"accept: kept {kept} of {len(logits)} draws ({kept / len(logits):.2%}), expected {count}; "
             f"the largest logits are: {largest}; lower logits accept more"
         )
-
-
-def one_way(steps: int | None) -> int | None:
-    """`steps` of a call that runs one way."""
-    if isinstance(steps, tuple):
-        raise ArgumentError(f"steps: found {steps!r}, expected a whole number")
-    return steps
-
-
-def check_output(output: str, on_device: bool) -> None:
-    """Raises ArgumentError for anything but the forms of output. on_device: whether "device" is one."""
-    if output not in ("uint8", "float32", *(["device"] if on_device else [])):
-        cpu = ": this call gives arrays on the host (device='cuda:0' opens an editor on a GPU)"
-        expected = "'uint8', 'float32' or 'device'" if on_device else "'uint8' or 'float32'"
-        raise ArgumentError(f"output: found {output!r}, expected {expected}{cpu if output == 'device' else ''}")

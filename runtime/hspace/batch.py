@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .deltas import Edit
+from .deltas import NO_EDIT, Edit
 from .engines import Engine
 from .errors import ArgumentError, Cancelled, NotFinite
 from .noise import check_seed
@@ -38,7 +38,7 @@ class Sample:
     x: Any
     program: Program
     z_sem: Float32 | None = None
-    edit: Edit = Edit()
+    edit: Edit = NO_EDIT
     x_prev: Float32 | None = None
     seed: int = 0
     image: int = 0
@@ -132,7 +132,7 @@ class Batch(Protocol):
 
 
 class Executor(Protocol):
-    """What runs batches. on_device: whether it takes and gives arrays on a GPU."""
+    """What runs batches. on_device: whether it is a `DeviceExecutor`."""
 
     @property
     def on_device(self) -> bool: ...
@@ -146,6 +146,10 @@ class Executor(Protocol):
     def encode_z(self, x: Any) -> Float32:
         """z_sem (float32 [N, D]) of images, by the encoder."""
         ...
+
+
+class DeviceExecutor(Executor, Protocol):
+    """An executor on a GPU, which takes and gives arrays there."""
 
     def images(self, images: Any) -> Any:
         """Arrays on a GPU in the form that samples take, or on the host as `image.load_images` takes them."""

@@ -186,6 +186,9 @@ class Edit:
         return z_sem
 
 
+NO_EDIT = Edit()
+
+
 def inject(h: Float32, temb: Float32, t: NDArray[np.int32], scale: Float32, edits: list[Edit]) -> Float32:
     """scale·Σ_k s_k·f_k(h, t) for samples with different edits; each attribute is evaluated once, for all its samples.
 

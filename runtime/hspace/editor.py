@@ -12,35 +12,26 @@ from typing import Any, Unpack, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from .arguments import (
-    FIRST_DRAWS,
-    MOST_DRAWS,
-    Output,
-    Run,
-    acceptors,
-    amounts_of,
-    check_acceptance,
-    check_output,
-    one_way,
-    shrunk,
-)
+from .arguments import FIRST_DRAWS, MOST_DRAWS, acceptors, amounts_of, check_acceptance, shrunk
 from .attributes import read_attributes
+from .batch import DeviceExecutor, Executor, Sample
 from .bundle import Bundle, h_shape
 from .checks import MOST_IMAGES, check_whole
 from .cuda import is_foreign, ordinal_of
-from .deltas import Content, Edit, directions_of
+from .deltas import NO_EDIT, Content, directions_of
 from .edits import Edits, compile_edit, grid_of, per_image
 from .engines import Engine
-from .errors import ArgumentError, LatentError, LatentWarning
-from .executors import Executor
+from .errors import ArgumentError, EngineError, LatentError, LatentWarning, NotFinite
+from .executors import cpu
 from .image import Images, load_images, to_uint8
 from .latent import Latent, slerp
 from .manifest import Preset
-from .noise import Noise, Stream, check_seed
+from .noise import Stream, check_seed
 from .plans import Planner, ProgramKind
-from .program import Branch, Program
+from .program import Program
 from .recorders import HRecorder, Timeline
-from .runs import OnHost, OnStep, Progress, Runner, draws, start
+from .requests import Decodes, Requests, Run, check_output, noise_of
+from .runs import OnStep, Progress, Runner, one_of
 from .samplers import SAMPLERS
 from .tensors import read_tensors
 
@@ -109,11 +100,16 @@ class Editor:
     Calls that return images return uint8 [N, H, W, 3], or with output="float32" the raw float32 [N, 3, H, W] in the
     model's range. On a GPU output="device" leaves that there, as a `cuda.arrays.DeviceArray`, and images may be arrays
     that are there: PyCUDA's, CuPy's, PyTorch's and others', uint8 [N, H, W, 3] or float32 [N, 3, H, W], contiguous.
-    `preset` names one of the bundle's, by default its default; `steps`, `sampler` ("ddim", "ddpm", "ddpm_large",
-    "dpmpp_2m", "bdia" or "obelm"), `t_edit` and `t_boost` (timesteps of the schedule) override it. `seed`
-    (0 … 2⁶⁴ − 1) chooses the noise of rows that draw; `noise` gives it instead: float32 [rows that draw, N, 3, H, W].
-    `on_step` is called with a `Step` after each evaluation; where it returns False the call raises Cancelled. An
-    image's result does not depend on the batch that it was in.
+
+    Calls that take `**run` share these options. `preset` names one of the bundle's, by default its default; `steps`,
+    `sampler` ("ddim", "ddpm", "ddpm_large", "dpmpp_2m", "bdia" or "obelm"), `t_edit` and `t_boost` (timesteps of the
+    schedule) override it. `seed` (0 … 2⁶⁴ − 1) chooses the noise of rows that draw, and `image_numbers` the images'
+    numbers for it, for a caller who makes one job out of several calls (by default 0 … N − 1); `noise` gives it
+    instead: float32 [rows that draw, N, 3, H, W]. `on_step` is called with a `Step` after each evaluation; where it
+    returns False the call raises Cancelled. `output` is "uint8", "float32" or "device".
+
+    An image's result does not depend on the batch that it was in. Where results are not finite the call raises
+    NotFinite, which names the images and has the others' results.
     """
 
     def __init__(
@@ -136,7 +132,9 @@ class Editor:
         self.size = manifest.image.size
         self.attributes = read_attributes(bundle)
         self._planner = Planner(bundle)
-        self._runner = Runner(executor or OnHost(engine), self.size, batch_size)
+        executor = executor or cpu.Executor(engine, manifest.components)
+        self._runner = Runner(executor, self.size, batch_size)
+        self._requests = Requests(self._planner, self.attributes, self._shape, executor.on_device)
         self._exact, self._reopen = exact, reopen
         self._z_statistics: tuple[Float32, Float32] | None = None
         if manifest.z_sem is not None and manifest.z_sem.statistics is not None:
@@ -148,7 +146,8 @@ class Editor:
     def with_attributes(self, attributes: Mapping[str, Any]) -> Editor:
         """This editor with other attributes, by name. It shares the networks, and is not pickled."""
         other = object.__new__(Editor)
-        other.__dict__.update(self.__dict__, attributes=dict(attributes), _reopen=None)
+        requests = Requests(self._planner, dict(attributes), self._shape, self._runner.executor.on_device)
+        other.__dict__.update(self.__dict__, attributes=requests.attributes, _requests=requests, _reopen=None)
         return other
 
     def program(
@@ -168,7 +167,9 @@ class Editor:
         """
         plan = self._planner.plan(preset, steps, sampler, t_edit, t_boost)
         resume = latent is not None and self._start_of(latent, plan, quiet=True).x_prev is not None
-        return self._planner.program(kind, plan, self._compile(edits, 1, plan)[0], steps, resume=resume)
+        (mapping,) = per_image(edits, 1, self.attributes)
+        edit = compile_edit(mapping, self.attributes, plan.decode_steps)
+        return self._planner.program(kind, plan, edit, steps, resume=resume)
 
     # --- calls ------------------------------------------------------------------------------------------
 
@@ -190,71 +191,36 @@ class Editor:
         Source: Preechakul et al. 2022, equation 8; Kwon et al. 2023, section 3; Song et al. 2021, section 4.3.
         """
         x = self._load(images, resize)
-        plan = self._planner.plan(preset, one_way(steps))
-        program = self._planner.encode(plan)
-        progress = Progress(on_step, self._runner.evaluations(len(x), program))
-        return self._encode(x, plan, preset, program, progress)
+        plan = self._requests.plan("encode", {"preset": preset, "steps": steps})
+        latent, numbers, faults = self._encode(x, plan, preset, Progress(on_step))
+        if latent is None or faults:
+            raise _not_finite(faults, dict(zip(numbers, latent or (), strict=True)))
+        return latent
 
-    def decode(
-        self,
-        latent: Latent,
-        edits: Edits | None = None,
-        *,
-        preset: str | None = None,
-        steps: int | None = None,
-        sampler: str | None = None,
-        t_edit: int | None = None,
-        t_boost: int | None = None,
-        seed: int = 0,
-        noise: Float32 | None = None,
-        image_numbers: Sequence[int] | None = None,
-        on_step: OnStep | None = None,
-        output: Output = "uint8",
-    ) -> NDArray[Any]:
+    def decode(self, latent: Latent, edits: Edits | None = None, **run: Unpack[Run]) -> NDArray[Any]:
         """Images from codes, edited where `edits` (one mapping name → strength, or one per image) says so.
 
-        Strengths are linear and may be negative. image_numbers: the images' numbers for the noise, for a caller who
-        makes one job out of several calls; by default 0 … N − 1.
+        Strengths are linear and may be negative. run: see the class.
         Source: Preechakul et al. 2022, equations 2 and 7; Kwon et al. 2023, equation 5.
         """
-        plan = self._planner.plan(preset, one_way(steps), sampler, t_edit, t_boost)
+        plan = self._requests.plan("decode", run)
         self.check_latent(latent)
         latent = self._start_of(latent, plan)
-        compiled = self._compile(edits, len(latent), plan)
-        programs = self._decode_programs(plan, compiled, resume=latent.x_prev is not None)
-        noise_source = draws(seed, noise, image_numbers, programs, self._shape)
-        check_output(output, self._runner.executor.on_device)
-        progress = Progress(on_step, self._runner.evaluations(len(latent), programs[0]))
-        return self._decode(plan, latent, compiled, programs, noise_source, progress, output)
+        decodes = self._requests.decodes(plan, edits, len(latent), run, resume=latent.x_prev is not None)
+        progress = Progress(run.get("on_step"), self._runner.evaluations(decodes.rows))
+        return self._decode(latent, decodes, progress)
 
-    def edit(
-        self,
-        images: Images,
-        edits: Edits | None,
-        *,
-        preset: str | None = None,
-        steps: int | tuple[int, int] | None = None,
-        sampler: str | None = None,
-        t_edit: int | None = None,
-        t_boost: int | None = None,
-        seed: int = 0,
-        noise: Float32 | None = None,
-        image_numbers: Sequence[int] | None = None,
-        resize: bool = False,
-        on_step: OnStep | None = None,
-        output: Output = "uint8",
-    ) -> NDArray[Any]:
-        """Encodes, then decodes with `edits`. steps: for both, or (encode, decode). See `encode` and `decode`."""
+    def edit(self, images: Images, edits: Edits | None, *, resize: bool = False, **run: Unpack[Run]) -> NDArray[Any]:
+        """Encodes, then decodes with `edits`. run: see the class; steps: for both, or (encode, decode)."""
         x = self._load(images, resize)
-        plan = self._planner.plan(preset, steps, sampler, t_edit, t_boost)
-        compiled = self._compile(edits, len(x), plan)
-        resume = self._planner.resumes(plan, self._provenance(plan, preset))
-        program, programs = self._planner.encode(plan), self._decode_programs(plan, compiled, resume=resume)
-        noise_source = draws(seed, noise, image_numbers, programs, self._shape)
-        check_output(output, self._runner.executor.on_device)
-        progress = Progress(on_step, self._runner.evaluations(len(x), program, programs[0]))
-        latent = self._start_of(self._encode(x, plan, preset, program, progress), plan)
-        return self._decode(plan, latent, compiled, programs, noise_source, progress, output)
+        plan = self._requests.plan("edit", run, both=True)
+        resume = self._planner.resumes(plan, self._provenance(plan, run.get("preset")))
+        decodes = self._requests.decodes(plan, edits, len(x), run, resume=resume)
+        progress = Progress(run.get("on_step"), self._runner.evaluations(decodes.rows))
+        latent, numbers, faults = self._encode(x, plan, run.get("preset"), progress)
+        if latent is None:
+            raise _not_finite(faults, {})
+        return self._decode(self._start_of(latent, plan), decodes, progress, numbers, faults)
 
     def reconstruct(self, images: Images, *, resize: bool = False, **run: Unpack[Run]) -> NDArray[Any]:
         """Encodes, then decodes unchanged: what the model makes of the images themselves. run: as `edit` takes it."""
@@ -280,13 +246,14 @@ class Editor:
                 f"interpolate: found latents of {len(latent_a)} and {len(latent_b)} images, expected 1 and 1"
             )
         check_whole("frames", frames, 2)
-        numbers = None if run.get("noise") is not None else [0] * frames  # the same draws in all: no flicker
+        if run.get("noise") is None:
+            run.setdefault("image_numbers", [0] * frames)  # the same draws in all: no flicker
         w = np.linspace(0, 1, frames)
         z = None
         if latent_a.z_sem is not None and latent_b.z_sem is not None:
             z = ((1 - w)[:, None] * latent_a.z_sem + w[:, None] * latent_b.z_sem).astype(np.float32)
         between = Latent(slerp(latent_a.x_T[0], latent_b.x_T[0], w), z, provenance=latent_a.provenance)
-        return self.decode(between, edits, image_numbers=numbers, **run)
+        return self.decode(between, edits, **run)
 
     def sweep(
         self,
@@ -304,8 +271,10 @@ class Editor:
         shape, points = grid_of(strengths, edits)
         self.check_latent(latent)
         every = Latent.stack([one for one in latent for _ in points])
-        numbers = None if run.get("noise") is not None else np.repeat(np.arange(len(latent)), len(points)).tolist()
-        found = self.decode(every, points * len(latent), image_numbers=numbers, **run)
+        if run.get("noise") is None:
+            numbers = run.get("image_numbers")
+            run["image_numbers"] = np.repeat(range(len(latent)) if numbers is None else numbers, len(points)).tolist()
+        found = self.decode(every, points * len(latent), **run)
         return found.reshape(len(latent), *shape, *found.shape[1:])
 
     def timeline(
@@ -317,11 +286,13 @@ class Editor:
         Returns the timesteps, int64 [F], and the images, [F, N, …] of what `decode` returns. run: as `decode` takes it.
         Source: Kwon et al. 2023, section 3.4 (figure 4).
         """
-        self.check_latent(latent)
         check_output(run.get("output", "uint8"), on_device=False)  # the frames come by on_step, and so on the host
-        preset, steps, sampler = run.get("preset"), one_way(run.get("steps")), run.get("sampler")
-        program = self.program("decode", preset=preset, steps=steps, sampler=sampler, latent=latent)
-        run["on_step"] = recorder = Timeline(frames, program, run.get("on_step"))
+        if frames is not None:
+            plan = self._requests.plan("timeline", run)
+            self.check_latent(latent)
+            resume = self._start_of(latent, plan, quiet=True).x_prev is not None
+            check_whole("frames", frames, 1, len(self._planner.decode(plan, NO_EDIT, resume=resume)))
+        run["on_step"] = recorder = Timeline(frames, run.get("on_step"))
         self.decode(latent, edits, **run)
         p, _ = recorder.frames()
         return recorder.timesteps, p if run.get("output") == "float32" else np.stack([to_uint8(x) for x in p])
@@ -334,25 +305,15 @@ class Editor:
         *,
         mask: Float32 | None = None,
         edits: Edits | None = None,
-        preset: str | None = None,
-        steps: int | tuple[int, int] | None = None,
-        sampler: str | None = None,
-        t_edit: int | None = None,
-        t_boost: int | None = None,
-        seed: int = 0,
-        noise: Float32 | None = None,
-        image_numbers: Sequence[int] | None = None,
         resize: bool = False,
-        on_step: OnStep | None = None,
-        output: Output = "uint8",
+        **run: Unpack[Run],
     ) -> NDArray[Any]:
         """Decodes latents with the content of other images: at t ≥ t_edit, h turns towards theirs by slerp.
 
-        content: one image, or one per latent; its h is recorded over its inversion (`steps`: for both, or (encode,
-        decode)) and kept in memory meanwhile. strength: 0 (nothing) … 1 (h is theirs, at its own norm), or one per
-        latent. mask: float32 [H, W] in [0, 1], of the image's size: where. Asymmetric, as in the official code; so
-        `edits`, which are added, must be.
-        Source: Jeong et al. 2024 (InjectFusion), section 3.1.
+        content: one image, or one per latent; its h is recorded over its inversion and kept in memory meanwhile.
+        strength: 0 (nothing) … 1 (h is theirs, at its own norm), or one per latent. mask: float32 [H, W] in [0, 1], of
+        the image's size: where. Asymmetric, as in the official code; so `edits`, which are added, must be. run: see
+        the class; steps: for both, or (encode, decode). Source: Jeong et al. 2024 (InjectFusion), section 3.1.
         """
         self.check_latent(latent)
         x = self._load(content, resize, "content")
@@ -361,23 +322,18 @@ class Editor:
         amounts = amounts_of(strength, len(latent))
         c, height, width, _ = h_shape(self.bundle)
         small = None if mask is None else shrunk(mask, self.size, height, width)
-        plan = self._planner.plan(preset, steps, sampler, t_edit, t_boost)
+        plan = self._requests.plan("inject", run, both=True)
         latent = self._start_of(latent, plan)
-        each = per_image(edits, len(latent), self.attributes)
-        program = self._planner.encode(plan)
-        recorder = HRecorder("encode", program, len(x), (c, height, width), on_step)
+        recorder = HRecorder("encode", self._planner.encode(plan), len(x), (c, height, width), run.get("on_step"))
         tables = [*recorder.table] * (len(latent) // len(x))
-        compiled = [
-            self._with_content(mapping, Content(recorder.timesteps, table, amount, small), plan.decode_steps)
-            for mapping, table, amount in zip(each, tables, amounts, strict=True)
-        ]
-        programs = self._decode_programs(plan, compiled, resume=latent.x_prev is not None)
-        noise_source = draws(seed, noise, image_numbers, programs, self._shape)
-        check_output(output, self._runner.executor.on_device)
-        progress = Progress(recorder, self._runner.evaluations(len(x), program))
-        progress.total += self._runner.evaluations(len(latent), programs[0])
-        self._encode(x, plan, preset, program, progress)  # which fills the tables
-        return self._decode(plan, latent, compiled, programs, noise_source, progress, output)
+        contents = [Content(recorder.timesteps, t, a, small) for t, a in zip(tables, amounts, strict=True)]
+        resume = latent.x_prev is not None
+        decodes = self._requests.decodes(plan, edits, len(latent), run, resume=resume, contents=contents)
+        progress = Progress(recorder, self._runner.evaluations(decodes.rows))
+        _, _, faults = self._encode(x, plan, run.get("preset"), progress)  # which fills the tables
+        if faults:
+            raise _not_finite(faults, {}, "content")
+        return self._decode(latent, decodes, progress)
 
     def sample(
         self,
@@ -385,38 +341,27 @@ class Editor:
         *,
         edits: Edits | None = None,
         accept: Mapping[str, float] | None = None,
-        preset: str | None = None,
-        steps: int | None = None,
         latent_steps: int | None = None,
-        sampler: str | None = None,
-        t_edit: int | None = None,
-        t_boost: int | None = None,
-        seed: int = 0,
-        noise: Float32 | None = None,
         z_noise: Float32 | None = None,
         x_T: Float32 | None = None,
-        on_step: OnStep | None = None,
-        output: Output = "uint8",
+        **run: Unpack[Run],
     ) -> NDArray[Any]:
         """New images. DiffAE: z_sem from the latent DDIM, then a decode from a random x_T; Asyrp: from x_T alone.
 
         The seed draws x_T and the latent DDIM's start; x_T (float32 [count, 3, H, W]) and z_noise (float32 [count, D])
         give them instead. accept: z_direction attribute → the least logit that a drawn z_sem must have to be kept;
         drawing goes on until there are `count`. ArgumentError is raised where 1000 draws for each wanted one were not
-        enough, and where the first 256 show that they will not be: their logits stay far below what is wanted.
-        Source: Preechakul et al. 2022, section 4; few-shot conditional sampling, section 5.6.
+        enough, and where the first 256 show that they will not be: their logits stay far below what is wanted. run: see
+        the class. Source: Preechakul et al. 2022, section 4; few-shot conditional sampling, section 5.6.
         """
         check_whole("count", count)
-        plan = self._planner.plan(preset, one_way(steps), sampler, t_edit, t_boost)
-        compiled = self._compile(edits, count, plan)
-        programs = self._decode_programs(plan, compiled)
-        noise_source = draws(seed, noise, None, programs, self._shape)
-        check_output(output, self._runner.executor.on_device)
-        x_T = start("x_T", x_T, count, self._shape, seed, Stream.X_T)
-        progress = Progress(on_step, self._runner.evaluations(count, programs[0]))
-        z_sem = self._draw_z(count, plan, latent_steps, seed, z_noise, accept, progress)
-        latent = Latent(x_T, z_sem, provenance=self._provenance(plan, preset, encoded=False))
-        return self._decode(plan, latent, compiled, programs, noise_source, progress, output)
+        plan = self._requests.plan("sample", run)
+        decodes = self._requests.decodes(plan, edits, count, run)
+        x_T = noise_of("x_T", x_T, count, self._shape, decodes.seed, Stream.X_T)
+        progress = Progress(run.get("on_step"), self._runner.evaluations(decodes.rows))
+        z_sem = self._draw_z(count, plan, latent_steps, decodes.seed, z_noise, accept, progress)
+        latent = Latent(x_T, z_sem, provenance=self._provenance(plan, run.get("preset"), encoded=False))
+        return self._decode(latent, decodes, progress)
 
     def draw(
         self,
@@ -431,7 +376,7 @@ class Editor:
         """The latents that `sample` decodes: x_T drawn, and z_sem from the latent DDIM where the model has one."""
         check_whole("count", count)
         plan, progress = self._planner.plan(preset), Progress(on_step)
-        x_T = start("x_T", None, count, self._shape, check_seed(seed), Stream.X_T)
+        x_T = noise_of("x_T", None, count, self._shape, check_seed(seed), Stream.X_T)
         z_sem = self._draw_z(count, plan, latent_steps, seed, None, accept, progress)
         return Latent(x_T, z_sem, provenance=self._provenance(plan, preset, encoded=False))
 
@@ -445,7 +390,7 @@ class Editor:
         assert latent.z_sem is not None  # as the model has one, and the latent is of the model
         check_whole("count", count)
         z_sem = np.repeat(latent.z_sem, count, axis=0)
-        x_T = start("x_T", None, len(z_sem), self._shape, check_seed(run.get("seed", 0)), Stream.X_T)
+        x_T = noise_of("x_T", None, len(z_sem), self._shape, check_seed(run.get("seed", 0)), Stream.X_T)
         drawn = {k: v for k, v in latent.provenance.items() if k != "encode_steps"}  # of which x_T is no longer
         return self.decode(Latent(x_T, z_sem, provenance=drawn), edits, **run)
 
@@ -456,7 +401,10 @@ class Editor:
         """
         if self.bundle.manifest.z_sem is None:
             raise ArgumentError("encode_z: the model has no z_sem")
-        return self._runner.encode_z(self._load(images, resize))
+        z_sem, faults = self._encode_z(self._load(images, resize))
+        if faults:
+            raise _not_finite(faults, {i: z for i, z in enumerate(z_sem) if i not in faults})
+        return z_sem
 
     def classify(self, images: Images, *, resize: bool = False) -> Float32:
         """float32 [N, K]: logits of the bundle's z_direction attributes, in its order (`classes`).
@@ -466,8 +414,16 @@ class Editor:
         directions = directions_of(self.attributes)
         if not directions:
             raise ArgumentError("classify: the bundle has no z_direction attributes")
-        z_sem = self.encode_z(images, resize=resize)
-        return np.stack([d.logit(z_sem) for d in directions.values()], axis=1)
+        z_sem, faults = self._encode_z(self._load(images, resize))
+        logits: dict[int, Float32] = {}
+        for i in range(len(z_sem)):
+            try:
+                logits[i] = np.stack([d.logit(z_sem[i : i + 1]) for d in directions.values()], axis=1)[0]
+            except EngineError as e:
+                faults.setdefault(i, NotFinite(str(e)))
+        if faults:
+            raise _not_finite(faults, {i: x for i, x in logits.items() if i not in faults})
+        return np.stack(list(logits.values()))
 
     @property
     def z_statistics(self) -> tuple[Float32, Float32] | None:
@@ -486,7 +442,7 @@ class Editor:
 
     def check_can_inject(self, edits: Mapping[str, float]) -> None:
         """Raises ArgumentError where edits do not mix with content injection, which is asymmetric."""
-        self._with_content(edits, Content(np.zeros(1, np.int64), np.zeros(1, np.float32), 1.0), 1)
+        self._requests.check_content(edits, self._planner.plan())
 
     def close(self) -> None:
         """Frees the networks, and what the editor holds on a GPU. Every call after that, but this, is an ArgumentError.
@@ -494,7 +450,7 @@ class Editor:
         `with hspace.open(…) as editor:` closes it at the end. Calls that other threads have under way may fail.
         """
         close = getattr(self._runner.executor, "close", None) if not self._is_closed else None
-        self._runner = self._planner = self.engine = cast(Any, _Closed())
+        self._runner = self._planner = self._requests = self.engine = cast(Any, _Closed())
         self._exact = None
         if close is not None:
             close()
@@ -544,9 +500,12 @@ class Editor:
 
     def _load(self, images: Images, resize: bool, name: str = "images") -> Any:
         """Any accepted form of images as float32 [N, 3, H, W]: on the host, or on the GPU where they are there."""
-        executor = self._runner.executor
         if is_foreign(images):
-            images = executor.images(images)
+            executor = self._runner.executor
+            if not executor.on_device:
+                where = "this editor is on the CPU (device='cuda:0' opens one on a GPU)"
+                raise ArgumentError(f"{name}: found an array on a GPU, and {where}")
+            images = cast(DeviceExecutor, executor).images(images)
         return images if is_foreign(images) else load_images(images, self.size, resize=resize, name=name)
 
     def _runner_of(self, plan: Preset) -> Runner:
@@ -558,7 +517,7 @@ class Editor:
                 f"sampler: {plan.sampler} inverts exactly in float32 alone, and this editor runs in "
                 f"{self.engine.precision}: expected precision='fp32' or 'auto' and a bundle of float32 graphs"
             )
-        return Runner(OnHost(self._exact()), self.size, self.batch_size)
+        return Runner(cpu.Executor(self._exact(), self.bundle.manifest.components), self.size, self.batch_size)
 
     def _provenance(self, plan: Preset, preset: str | None, *, encoded: bool = True) -> dict[str, str]:
         """What made a latent. encoded: whether an inversion did; else its x_T is drawn."""
@@ -573,20 +532,6 @@ class Editor:
             "engine": engine.name,
             "precision": engine.precision,
         }
-
-    def _compile(self, edits: Edits | None, count: int, plan: Preset) -> list[Edit]:
-        """One compiled edit per image."""
-        made: dict[int, Edit] = {}
-        each = per_image(edits, count, self.attributes)
-        for mapping in each:
-            if id(mapping) not in made:
-                made[id(mapping)] = compile_edit(mapping, self.attributes, plan.decode_steps)
-        return [made[id(mapping)] for mapping in each]
-
-    def _with_content(self, mapping: Mapping[str, float], content: Content, n_run: int) -> Edit:
-        """An edit with another image's content in it, under a name that no attribute can have."""
-        attributes = {**self.attributes, "/content": content}
-        return compile_edit({**mapping, "/content": 1.0}, attributes, n_run)
 
     def _draw_z(
         self,
@@ -617,9 +562,12 @@ class Editor:
             check_acceptance(accept or {}, logits, count, len(kept))
             n = max(self.batch_size, min(count, FIRST_DRAWS)) if directions else count
             n = min(n, MOST_DRAWS * count - drawn)
-            noise = start("z_noise", given, n, mean.shape, seed, Stream.Z_SEM, first=drawn)
-            progress.total += self._runner.evaluations(n, program)
-            z_sem = self._runner.sample_z(noise, program, progress) * std + mean
+            noise = noise_of("z_noise", given, n, mean.shape, seed, Stream.Z_SEM, first=drawn)
+            progress.total += self._runner.evaluations([len(program)] * n)
+            outcome = self._runner.run("latent", [Sample(x, program) for x in noise], progress)
+            if outcome.faults:
+                raise _not_finite(outcome.faults, {}, "draws")
+            z_sem: Float32 = outcome.x * std + mean
             drawn += n
             if not directions:
                 return z_sem
@@ -638,35 +586,59 @@ class Editor:
             warnings.warn(told, LatentWarning, stacklevel=3)
         return latent if resumes else Latent(latent.x_T, latent.z_sem, None, latent.provenance)
 
-    def _decode_programs(self, plan: Preset, edits: list[Edit], *, resume: bool = False) -> list[Program]:
-        """One program per image, the same object where the tables are the same."""
-        made: dict[tuple[Branch, int | None], Program] = {}
-        for edit in edits:
-            if (edit.branch, edit.n_train) not in made:
-                made[edit.branch, edit.n_train] = self._planner.decode(plan, edit, resume=resume)
-        return [made[edit.branch, edit.n_train] for edit in edits]
+    def _encode_z(self, x: Any) -> tuple[Float32, dict[int, NotFinite]]:
+        """z_sem of images, float32 [N, D], and the faults of those whose z_sem means nothing, by number."""
+        z_sem = self._runner.encode_z(x)
+        bad = np.flatnonzero(~np.isfinite(z_sem).all(axis=1)).tolist()
+        return z_sem, {i: NotFinite("encoder: z_sem is not finite: the engine's arithmetic overflowed") for i in bad}
 
-    def _encode(self, x: Any, plan: Preset, preset: str | None, program: Program, progress: Progress) -> Latent:
-        z_sem = None if self.bundle.manifest.z_sem is None else self._runner.encode_z(x)
-        x_T, x_prev = self._runner_of(plan).encode(x, z_sem, program, progress)
-        return Latent(x_T, z_sem, x_prev, self._provenance(plan, preset))
+    def _encode(
+        self, x: Any, plan: Preset, preset: str | None, progress: Progress
+    ) -> tuple[Latent | None, list[int], dict[int, NotFinite]]:
+        """The latent of images; the numbers of those that it holds, where not all of them; the others' faults."""
+        z_sem, faults = (None, {}) if self.bundle.manifest.z_sem is None else self._encode_z(x)
+        samples = self._requests.encodes(plan, x, z_sem)
+        numbers = [i for i in range(len(samples)) if i not in faults]
+        samples = [samples[i] for i in numbers]
+        if not samples:
+            return None, [], faults
+        progress.total += self._runner.evaluations([len(sample.program) for sample in samples])
+        outcome = self._runner_of(plan).run("encode", samples, progress)
+        faults |= {numbers[k]: e for k, e in outcome.faults.items()}
+        arrays = outcome.x, z_sem, outcome.x_prev
+        if faults:
+            whole = [k for k in range(len(samples)) if k not in outcome.faults]
+            numbers = [numbers[k] for k in whole]
+            arrays = (
+                arrays[0][whole],
+                None if z_sem is None else z_sem[numbers],
+                arrays[2] if arrays[2] is None else arrays[2][whole],
+            )
+        return (Latent(*arrays, self._provenance(plan, preset)) if numbers else None), numbers, faults
 
     def _decode(
         self,
-        plan: Preset,
         latent: Latent,
-        edits: list[Edit],
-        programs: list[Program],
-        noise: Noise,
+        decodes: Decodes,
         progress: Progress,
-        output: Output,
+        numbers: Sequence[int] | None = None,
+        faults: Mapping[int, NotFinite] | None = None,
     ) -> NDArray[Any]:
-        if latent.z_sem is not None and any(e.directions for e in edits):
-            z_sem = np.stack([e.move(z) for z, e in zip(latent.z_sem, edits, strict=True)])
-            latent = Latent(latent.x_T, z_sem, latent.x_prev, latent.provenance)
-        on_device = output == "device"
-        x = self._runner_of(plan).decode(latent, edits, programs, noise, progress, on_device=on_device)
-        return to_uint8(x) if output == "uint8" else x
+        """The images of a latent. numbers: which of the call's images it holds; faults: why it lacks the others."""
+        numbers = range(len(latent)) if numbers is None else numbers
+        if faults:
+            decodes = decodes.of(numbers)
+            progress.total = progress.index + self._runner.evaluations(decodes.rows)
+        runner = self._runner_of(decodes.plan)
+        out = None
+        if decodes.output == "device":
+            out = cast(DeviceExecutor, runner.executor).empty(latent.x_T.shape)
+        outcome = runner.run("decode", decodes.samples(latent), progress, out)
+        images = to_uint8(outcome.x) if decodes.output == "uint8" else outcome.x
+        if not faults and not outcome.faults:
+            return images
+        others = {i: one_of(images, k) for k, i in enumerate(numbers) if k not in outcome.faults}
+        raise _not_finite({**(faults or {}), **{numbers[k]: e for k, e in outcome.faults.items()}}, others)
 
     def check_latent(self, latent: Latent) -> None:
         """Raises LatentError where a latent is of other shapes, or was made by another model."""
@@ -686,3 +658,12 @@ class Editor:
                 f"latent: made by the model {maker!r} (checkpoint {checkpoint[:12]}…), "
                 f"expected {manifest.name!r} ({manifest.provenance.checkpoint_sha256[:12]}…)"
             )
+
+
+def _not_finite(faults: Mapping[int, NotFinite], others: Mapping[int, Any], what: str = "images") -> NotFinite:
+    """The one error of a call of which some images failed. what: the argument that they are numbered in."""
+    first, *more = sorted(faults)
+    where = f"{what}[{first}]" + (f" and {len(more)} more" if more else "")
+    text = str(faults[first])
+    told = {i: str(e) for i, e in faults.items()}
+    return NotFinite(f"{where}: {text}" if more or others else text, told, others)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class HspaceError(Exception):
@@ -40,7 +41,17 @@ class EngineError(HspaceError):
 
 
 class NotFinite(EngineError):
-    """A run's result has values that are not finite."""
+    """Results have values that are not finite: a strength is too large, or the engine's arithmetic overflowed.
+
+    images: the images of the call that this is about, by number, and what is wrong with each. others: what the call
+    would have returned for each of the other images, by number: their runs never noticed.
+    """
+
+    def __init__(
+        self, message: str = "", images: Mapping[int, str] | None = None, others: Mapping[int, Any] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.images, self.others = dict(images or {}), dict(others or {})
 
 
 class DeviceError(EngineError):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,23 +52,3 @@ def normal(shape: Sequence[int], seed: int, *, draw: int, image: int, stream: St
     radius, angle = np.sqrt(-2 * np.log(u[:, 0::2])), 2 * np.pi * u[:, 1::2]
     z = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=2)
     return z.reshape(-1)[:size].reshape(shape).astype(np.float32)
-
-
-@dataclass(frozen=True, slots=True)
-class Noise:
-    """Where the draws of a batch come from: a seed, or an array that gives them.
-
-    image: int64 [N], each sample's number in the call. given: float32 [rows that draw, N of the call, …] or None.
-    """
-
-    seed: int
-    image: NDArray[np.int64]
-    given: NDArray[np.float32] | None = None
-
-    def draw(self, number: int, sample: int, shape: Sequence[int]) -> NDArray[np.float32]:
-        """Draw `number` of the batch's sample `sample`, float32 of `shape`."""
-        image = int(self.image[sample])
-        if self.given is not None:
-            given: NDArray[np.float32] = self.given[number, image]
-            return given
-        return normal(shape, self.seed, draw=number, image=image, stream=Stream.STEP)

@@ -30,35 +30,49 @@ class HRecorder:
 
     def __call__(self, step: Step) -> bool | None:
         if step.phase == self._phase and step.h is not None:
-            self.table[step.first : step.first + len(step.h), np.searchsorted(self.timesteps, step.t[0])] = step.h
+            self.table[step.image, np.searchsorted(self.timesteps, step.t)] = step.h
         return None if self.then is None else self.then(step)
 
 
 class Timeline:
-    """Keeps P and x at `frames` steps of a decode, spread evenly, its first and last among them.
+    """Keeps P and x at `frames` rows of each image's decode, spread evenly, its first and last among them.
 
-    frames: by default 8, or all where the program has fewer rows. program: the decode's. timesteps: int64 [F],
-    of the steps that are kept. Passes the steps on to `then`.
+    frames: by default 8, or all where a program has fewer rows. Passes the steps on to `then`.
     """
 
-    def __init__(self, frames: int | None, program: Program, then: OnStep | None = None) -> None:
-        frames = min(FRAMES, len(program)) if frames is None else frames
-        check_whole("frames", frames, 1, len(program))
-        self._rows: list[int] = np.linspace(0, len(program) - 1, frames).round().astype(int).tolist()
-        self.timesteps: NDArray[np.int64] = program.rows["t"][self._rows].astype(np.int64)
-        self.then = then
-        self._length, self._seen = len(program), 0
-        self._kept: dict[int, list[tuple[Float32, Float32]]] = {row: [] for row in self._rows}
+    def __init__(self, frames: int | None = None, then: OnStep | None = None) -> None:
+        if frames is not None:
+            check_whole("frames", frames, 1)
+        self.then, self._frames = then, frames
+        self._rows: dict[int, list[int]] = {}  # how long a program is → those of its rows that are kept
+        # number of the image → how long its program is; and t, P and x by row
+        self._kept: dict[int, tuple[int, dict[int, tuple[int, Float32, Float32]]]] = {}
 
     def __call__(self, step: Step) -> bool | None:
         if step.phase == "decode":
-            row = self._seen % self._length
-            self._seen += 1
-            if row in self._kept:
-                self._kept[row].append((step.x_0.copy(), step.x.copy()))
+            for i, (image, row, rows) in enumerate(
+                zip(*(a.tolist() for a in (step.image, step.row, step.rows)), strict=True)
+            ):
+                if row in self._rows_of(rows):
+                    _, kept = self._kept.setdefault(image, (rows, {}))
+                    kept[row] = int(step.t[i]), step.x_0[i].copy(), step.x[i].copy()
         return None if self.then is None else self.then(step)
 
+    def _rows_of(self, rows: int) -> list[int]:
+        if rows not in self._rows:
+            frames = min(FRAMES, rows) if self._frames is None else self._frames
+            check_whole("frames", frames, 1, rows)
+            self._rows[rows] = np.linspace(0, rows - 1, frames).round().astype(int).tolist()
+        return self._rows[rows]
+
+    @property
+    def timesteps(self) -> NDArray[np.int64]:
+        """int64 [F], of the frames; of an image with the longest program, where programs differ in their rows."""
+        rows, kept = max(self._kept.values(), key=lambda each: each[0])
+        return np.array([kept[row][0] for row in self._rows_of(rows)], np.int64)
+
     def frames(self) -> tuple[Float32, Float32]:
-        """P and x at the kept steps of the whole run, float32 [F, N, 3, H, W] each, in the model's range."""
-        p, x = (np.stack([np.concatenate([kept[i] for kept in self._kept[row]]) for row in self._rows]) for i in (0, 1))
-        return p, x
+        """P and x at the kept rows of the whole run, float32 [F, N, 3, H, W] each, in the model's range."""
+        images = [[kept[row] for row in self._rows_of(rows)] for _, (rows, kept) in sorted(self._kept.items())]
+        p = np.stack([np.stack([p for _, p, _ in image]) for image in images], axis=1)
+        return p, np.stack([np.stack([x for *_, x in image]) for image in images], axis=1)

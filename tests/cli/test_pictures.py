@@ -175,8 +175,7 @@ def encodes(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 def along(editor: hspace.Editor, frames: int, latent: Latent, **run: object) -> tuple[np.ndarray, np.ndarray, Sheet]:
     """P and x as pixels, and the sheet for both."""
-    steps = {k: v for k, v in run.items() if k in ("steps", "sampler")}
-    recorder = Timeline(frames, editor.program("decode", **steps))
+    recorder = Timeline(frames)
     editor.decode(latent, on_step=recorder, **run)
     p, x = (to_uint8(a[:, 0]) for a in recorder.frames())
     return p, x, Sheet(["P_t", "x_t"], [f"t = {t}" for t in recorder.timesteps], 8)
@@ -196,7 +195,7 @@ def test_timeline_of_an_image(cli: Cli, on: list[object], photos: Path, tmp_path
 
 def test_timeline_of_a_draw(cli: Cli, on: list[object], tmp_path: Path, null_diffae: hspace.Editor) -> None:
     cli("timeline", *on, "--seed", 3, "--frames", 2, "--set", "block=1", "-o", tmp_path / "x.png").check()
-    recorder = Timeline(2, null_diffae.program("decode"))
+    recorder = Timeline(2)
     null_diffae.sample(1, edits={"block": 1.0}, seed=3, on_step=recorder)
     both = np.concatenate([to_uint8(a[:, 0]) for a in recorder.frames()])
     sheet = Sheet(["P_t", "x_t"], [f"t = {t}" for t in recorder.timesteps], 8)

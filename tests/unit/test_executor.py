@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from hspace import samplers
+from hspace.batch import Sample
 from hspace.deltas import DeltaTable, Edit
-from hspace.errors import ArgumentError
-from hspace.executors.cpu import Batch, Executor
-from hspace.noise import Noise, Stream, normal
+from hspace.noise import Stream, normal
 from hspace.program import COEFFICIENTS, ROW64, Branch, Program
 from hspace.schedule import Schedule, space_timesteps
+
+from ..batches import host, run_all
+from ..batches import states as last_states
 
 SHAPE = (3, 4, 4)
 
@@ -86,11 +89,8 @@ def reference(program: Program, x: np.ndarray, deltas: Mapping[str, float], seed
     return x
 
 
-def run(batch: Batch, engine: Formula | None = None) -> np.ndarray:
-    executor = Executor(engine or Formula())
-    while batch.active.size:
-        executor.step(batch)
-    return batch.x
+def run(samples: Sequence[Sample], engine: Any = None) -> np.ndarray:
+    return last_states(run_all(host(engine or Formula(), SHAPE), samples))
 
 
 @pytest.mark.parametrize("branch", list(Branch))
@@ -98,7 +98,7 @@ def run(batch: Batch, engine: Formula | None = None) -> np.ndarray:
 def test_the_row_formula(seed: int, branch: Branch) -> None:
     program, x = random_program(seed, branch=branch), states(1, seed)
     edit = Edit(deltas=((delta(0.3, branch), 1.5), (delta(-0.1, branch), 2.0)), branch=branch)
-    out = run(Batch(x, [program], Noise(seed, np.array([4])), edits=[edit]))
+    out = run([Sample(x[0], program, edit=edit, seed=seed, image=4)])
     expected = reference(program, x[0], {"a": 0.3 * 1.5, "b": -0.1 * 2.0}, seed, 4)
     assert np.linalg.norm(out[0] - expected) <= 1e-5 * np.linalg.norm(expected)
 
@@ -116,10 +116,10 @@ def test_a_mixed_batch_is_its_samples_one_by_one() -> None:
         random_program(4, 3, Branch.SYMMETRIC),
     ]
     edits = [Edit()] + [Edit(deltas=((delta(0.2 * i), 1.0),)) for i in range(1, 6)]
-    whole = run(Batch(x, programs, Noise(5, np.arange(6)), edits=edits))
+    samples = [Sample(x[i], programs[i], edit=edits[i], seed=i // 2, image=i) for i in range(6)]
+    whole = run(samples)
     for i in range(6):
-        alone = run(Batch(x[i : i + 1], [programs[i]], Noise(5, np.array([i])), edits=[edits[i]]))
-        assert np.array_equal(whole[i], alone[0]), i
+        assert np.array_equal(whole[i], run([samples[i]])[0]), i
 
 
 def test_only_samples_with_an_edit_in_their_row_are_doubled() -> None:
@@ -129,15 +129,9 @@ def test_only_samples_with_an_edit_in_their_row_are_doubled() -> None:
     symmetric = Program.from_rows("symmetric", samplers.edit(schedule, ts, branch=Branch.SYMMETRIC))
     edit = Edit(deltas=((delta(1.0), 1.0),))
     engine = Formula()
-    run(
-        Batch(
-            states(4),
-            [program, plain, program, symmetric],
-            Noise(0, np.arange(4)),
-            edits=[edit, edit, Edit(), Edit(deltas=((delta(1.0, Branch.SYMMETRIC), 1.0),))],
-        ),
-        engine,
-    )
+    programs = [program, plain, program, symmetric]
+    edits = [edit, edit, Edit(), Edit(deltas=((delta(1.0, Branch.SYMMETRIC), 1.0),))]
+    run([Sample(x, p, edit=e) for x, p, e in zip(states(4), programs, edits, strict=True)], engine)
     assert engine.trunks == [4] * 4
     assert engine.heads == [5, 5, 4, 4]  # one sample has an edit in an asymmetric row, at the two upper timesteps
 
@@ -148,18 +142,12 @@ def test_finished_samples_are_not_evaluated() -> None:
         Program.from_rows("p", samplers.ddim(schedule, space_timesteps("asyrp", n, Schedule.linear()))) for n in (2, 5)
     )
     engine = Formula()
-    run(Batch(states(3), [short, long, short], Noise(0, np.arange(3))), engine)
+    run([Sample(x, p) for x, p in zip(states(3), [short, long, short], strict=True)], engine)
     assert engine.trunks == [3, 3, 1, 1, 1]
 
 
 def test_the_callers_arrays_stay_as_they_were() -> None:
     x = states(3)
     before = x.copy()
-    programs = [random_program(i, 2 + i) for i in range(3)]
-    run(Batch(x, programs, Noise(0, np.arange(3))))
+    run([Sample(x[i], random_program(i, 2 + i)) for i in range(3)])
     assert np.array_equal(x, before)
-
-
-def test_a_program_for_each_sample() -> None:
-    with pytest.raises(ArgumentError, match="programs: found 1"):
-        Batch(states(2), [random_program(0)], Noise(0, np.arange(2)))

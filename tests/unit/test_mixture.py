@@ -15,12 +15,14 @@ import msgspec
 import numpy as np
 import pytest
 from hspace import manifest as contract
+from hspace.batch import Sample
 from hspace.deltas import Edit
-from hspace.executors import cpu
 from hspace.manifest import Preset
-from hspace.noise import Noise
 from hspace.plans import Planner
 from hspace.program import Program
+
+from ..batches import host, run_all
+from ..batches import states as last_states
 
 pytest.importorskip("torch", reason="exports need the extra `export`")
 pytest.importorskip("diffusers", reason="these exports need the extra `diffusers`")
@@ -120,11 +122,11 @@ def presets(schedule: contract.AnySchedule, clip: bool) -> dict[str, Preset]:
 
 
 def run(engine: Mixture, program: Program, x: np.ndarray, x_prev: np.ndarray | None = None) -> Any:
-    batch = cpu.Batch(x, [program] * len(x), Noise(0, np.arange(len(x))), x_prev=x_prev)
-    executor = cpu.Executor(engine)
-    while batch.active.size:
-        executor.step(batch)
-    return batch.x, batch.x_prev
+    before = [None] * len(x) if x_prev is None else x_prev
+    samples = [Sample(a, program, x_prev=b, image=i) for i, (a, b) in enumerate(zip(x, before, strict=True))]
+    results: Any = run_all(host(engine, x.shape[1:]), samples)
+    kept = None if results[0].x_prev is None else np.stack([result.x_prev for result in results])
+    return last_states(results), kept
 
 
 def planner(schedule: contract.AnySchedule) -> Planner:

@@ -42,8 +42,8 @@ def test_h_of_every_step(null_editor: hspace.Editor) -> None:
     seen: dict[tuple[int, int], np.ndarray] = {}
 
     def keep(step: Step) -> None:
-        for i, (t, h) in enumerate(zip(step.t, step.h, strict=True)):
-            seen[step.first + i, int(t)] = h.copy()
+        for i, t, h in zip(step.image, step.t, step.h, strict=True):
+            seen[int(i), int(t)] = h.copy()
 
     recorder = recorded(opened(null_editor, 2), keep)
     rows = null_editor.program("encode").rows
@@ -81,7 +81,7 @@ def test_whoever_is_passed_on_to_can_cancel(kind: str, null_diffae: hspace.Edito
             recorded(null_diffae, two)
     else:
         with pytest.raises(Cancelled):
-            null_diffae.decode(latent(null_diffae), on_step=Timeline(2, null_diffae.program("decode"), two))
+            null_diffae.decode(latent(null_diffae), on_step=Timeline(2, two))
     assert steps == [1, 2]
 
 
@@ -94,9 +94,9 @@ def test_timeline(frames: int, batch_size: int, null_editor: hspace.Editor) -> N
     """The first step and the last among those that are kept; of every image, in order, whatever the batch."""
     start, program = latent(null_editor), null_editor.program("decode")
     every: list[Step] = []
-    whole = Timeline(len(program), program, every.append)
+    whole = Timeline(len(program), every.append)
     opened(null_editor, COUNT).decode(start, on_step=whole)
-    recorder = Timeline(frames, program)
+    recorder = Timeline(frames)
     opened(null_editor, batch_size).decode(start, on_step=recorder)
     p, x = recorder.frames()
     assert p.shape == x.shape == (frames, COUNT, 3, 8, 8)
@@ -113,7 +113,7 @@ def test_timeline_follows_the_edit(null_diffae: hspace.Editor) -> None:
     """P is what the edit makes of it."""
     found = []
     for edits in ({}, {"block": 2.0}):
-        recorder = Timeline(4, null_diffae.program("decode"))
+        recorder = Timeline(4)
         null_diffae.decode(latent(null_diffae), edits, on_step=recorder)
         found.append(recorder.frames()[0])
     assert not np.allclose(*found)
@@ -125,20 +125,20 @@ def test_timeline_leaves_other_phases(null_diffae: hspace.Editor) -> None:
         lambda recorder: null_diffae.sample(2, on_step=recorder),
         lambda recorder: null_diffae.edit(images()[:2], {}, on_step=recorder),
     ):
-        recorder = Timeline(2, null_diffae.program("decode"))
+        recorder = Timeline(2)
         run(recorder)
         assert recorder.frames()[0].shape == (2, 2, 3, 8, 8)
 
 
 @pytest.mark.parametrize("frames", [0, -1, 5, 1.5, True])
 def test_frames_that_a_run_has_not(frames: object, null_diffae: hspace.Editor) -> None:
-    with pytest.raises(ArgumentError, match=r"frames: found .*, expected a whole number from 1 to 4"):
-        Timeline(frames, null_diffae.program("decode"))
+    with pytest.raises(ArgumentError, match=r"frames: found .*, expected a whole number"):
+        null_diffae.decode(latent(null_diffae), on_step=Timeline(frames))
 
 
 def test_recorders_keep_copies(null_diffae: hspace.Editor) -> None:
     """The run goes on in its own arrays."""
-    recorder = Timeline(4, null_diffae.program("decode"))
+    recorder = Timeline(4)
     null_diffae.decode(latent(null_diffae), on_step=recorder)
     p, _ = recorder.frames()
     assert all(not np.array_equal(p[i], p[i + 1]) for i in range(3))

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..batch import Sample
 from ..bundle import Bundle, h_shape
 from ..deltas import DeltaTable, Edit, ZDirection, inject
 from ..editor import Editor
-from ..executors.cpu import Batch, Executor
-from ..noise import Noise
+from ..executors.cpu import Executor
 from ..plans import Planner
 from ..program import Branch, Program
 
@@ -131,16 +131,18 @@ def steps(editor: Editor, n: int) -> Runs:
     z = None if manifest.z_sem is None else np.zeros((n, manifest.z_sem.size), np.float32)
 
     def step(program: Program, edit: Edit, executor: Executor) -> Callable[[], object]:
-        batch = Batch(x, [program] * n, Noise(0, np.arange(n)), z, [edit] * n)
-        first = batch.row.copy()
+        with executor.batch("image", n) as batch:
+            for i in range(n):
+                batch.join(Sample(x[i], program, None if z is None else z[i], edit, image=i))
 
         def run() -> None:
-            batch.row[:] = first
-            executor.step(batch)
+            batch.step()
+            batch.rewind()
 
         return run
 
-    real, replay = Executor(editor.engine), Executor(Replay(editor.engine))
+    components = manifest.components
+    real, replay = Executor(editor.engine, components), Executor(Replay(editor.engine), components)
     plain, asymmetric = programs(editor)
     return {
         "update": step(*plain, replay),

@@ -18,7 +18,6 @@ from ..image import SUFFIXES, to_uint8
 from ..latent import Latent
 from ..manifest import Source
 from ..noise import check_seed
-from ..program import Program
 from ..recorders import FRAMES, Timeline
 from ..sheet import Sheet, grid
 from . import common, outputs, printable
@@ -241,27 +240,30 @@ def timeline(source: str | None, frames: int | None, **options: Any) -> None:
         check_whole("--frames", frames, 2)
     picture = _Picture(options, frames or FRAMES, sources, animated=True)
 
-    def recorder_of(program: Program) -> Timeline:
-        if frames is not None:
-            check_whole("--frames", frames, 2, max(2, len(program)))
-        found = Timeline(frames, program)
-        picture.lay_out(Sheet(["P_t", "x_t"], [f"t = {t}" for t in found.timesteps], picture.editor.size))
-        return found
+    rows = len(common.check_run(picture.editor, picture.edits, options))
+    if frames is not None:
+        check_whole("--frames", frames, 2, max(2, rows))
 
-    recorder = recorder_of(common.check_run(picture.editor, picture.edits, options))
-    picture.keep(len(recorder.timesteps))
-    if not picture.describe("timeline", options, draws=not sources, frames=len(recorder.timesteps)):
+    def lay_out(timesteps: Sequence[int]) -> None:
+        picture.lay_out(Sheet(["P_t", "x_t"], [f"t = {t}" for t in timesteps], picture.editor.size))
+
+    count = min(FRAMES, rows) if frames is None else frames
+    lay_out(range(count))
+    picture.keep(count)
+    if not picture.describe("timeline", options, draws=not sources, frames=count):
         return
     latent = picture.latent(sources[0], options) if sources else None
-    if latent is not None:  # which may take one row less
-        recorder = recorder_of(common.check_run(picture.editor, picture.edits, options, latent))
+    if latent is not None and frames is not None:  # a decode that goes on from the encode may take one row less
+        rows = len(common.check_run(picture.editor, picture.edits, options, latent))
+        check_whole("--frames", frames, 2, max(2, rows))
     with progress("timeline") as on_step:
-        recorder.then = on_step
+        recorder = Timeline(frames, on_step)
         if latent is None:
             picture.editor.sample(1, edits=picture.edits, on_step=recorder, **options)
         else:
             picture.editor.decode(latent, picture.edits, on_step=recorder, **options)
     p, x = recorder.frames()
+    lay_out(recorder.timesteps.tolist())
     picture.keep(len(p))
     picture.finish(to_uint8(p[:, 0]), also=to_uint8(x[:, 0]))
 

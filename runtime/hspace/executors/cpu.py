@@ -1,4 +1,4 @@
-"""The CPU executor: programs on an engine, with the state in NumPy arrays.
+"""The CPU executor: batches on an engine, with the state in NumPy arrays.
 
 Every sample of a batch has its own row, so requests at different steps and with different edits share one
 network evaluation. An asymmetric row needs ε and ε̃: the trunk runs once, and the head once, on [h, h + Δh] of
@@ -7,90 +7,165 @@ the samples that need it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..deltas import Edit, inject
+from ..batch import Moved, Network, Observe, Result, Sample, check_left
+from ..deltas import inject
 from ..engines import Engine
 from ..errors import ArgumentError
-from ..noise import Noise
+from ..manifest import Component
+from ..noise import Stream, normal
 from ..program import COEFFICIENTS, Branch, Program, Rows, concatenate
 
 Float32 = NDArray[np.float32]
 
 
-@dataclass(eq=False)
-class Batch:
-    """Samples on their way through their programs; `Executor.step` moves each by a row.
-
-    x: float32 [N, …], the state; the executor replaces it. programs: one per sample. z_sem: float32 [N, D] where
-    the network takes it. edits: one per sample. noise: the draws. x_prev: the state before x, for rows with c_x_prev.
-    x_0: float32 [N, …], each sample's last P; zeros before the first step. h: what the trunk made of the samples that
-    the last step moved, [n, C, H, W] before any injection; None before the first step, and in the latent DDIM.
-    """
-
-    x: Float32
-    programs: Sequence[Program]
-    noise: Noise
-    z_sem: Float32 | None = None
-    edits: Sequence[Edit] | None = None
-    x_prev: Float32 | None = None
-    x_0: Float32 = field(init=False)
-    h: NDArray[Any] | None = field(init=False, default=None)
-    table: Rows = field(init=False, repr=False)
-    coefficients: Float32 = field(init=False, repr=False)
-    draws: NDArray[np.int64] = field(init=False, repr=False)
-    row: NDArray[np.int64] = field(init=False)
-    end: NDArray[np.int64] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.x = np.array(self.x)  # the caller keeps its own
-        if len(self.programs) != len(self.x):
-            raise ArgumentError(f"programs: found {len(self.programs)}, expected one for each of {len(self.x)} samples")
-        distinct = list({id(p): p for p in self.programs}.values())
-        self.table, self.draws, ends = concatenate(distinct)
-        each = np.stack([self.table[name] for name in COEFFICIENTS])  # [coefficient, row], to broadcast over x
-        self.coefficients = each.reshape(*each.shape, *[1] * (self.x.ndim - 1))
-        which = {id(p): i for i, p in enumerate(distinct)}
-        index = [which[id(p)] for p in self.programs]
-        self.end = ends[index]
-        self.row = self.end - np.array([len(p) for p in self.programs])
-        self.x_0 = np.zeros_like(self.x)
-        if self.x_prev is not None or self.table["c_x_prev"].any():
-            self.x_prev = np.array(self.x if self.x_prev is None else self.x_prev)
-
-    @property
-    def active(self) -> NDArray[np.int64]:
-        """int64 [≤ N]: the samples that have rows left."""
-        return np.flatnonzero(self.row < self.end)
-
-
 class Executor:
-    """Runs batches on an engine. Holds no state of its own."""
+    """See `batch.Executor`. components: the manifest's, whose shapes say what samples are."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    on_device = False
 
-    def step(self, batch: Batch) -> None:
-        """One network evaluation: moves every sample that has a row left by that row."""
-        active = batch.active
-        every = len(active) == len(batch.x)
+    def __init__(self, engine: Engine, components: Mapping[str, Component]) -> None:
+        self.engine, self._components = engine, components
+
+    def batch(self, network: Network, capacity: int) -> AbstractContextManager[Batch]:
+        inputs = {t.name: t for t in self._components["latent" if network == "latent" else "trunk"].inputs}
+        x, z_sem = (None if t is None else tuple(map(int, t.shape[1:])) for t in map(inputs.get, ("x", "z_sem")))
+        if network == "latent":  # z_sem itself is the state
+            x, z_sem = z_sem, None
+        assert x is not None  # the manifest's checks say so
+        return nullcontext(Batch(self.engine, x, None if z_sem is None else z_sem[0], capacity))
+
+    def encode_z(self, x: Float32) -> Float32:
+        z_sem: Float32 = np.asarray(self.engine.run("encoder", {"x": x})[0])
+        return z_sem
+
+
+class Batch:
+    """See `batch.Batch`. shape: of the state; z_sem: its length, where the network takes it."""
+
+    def __init__(self, engine: Engine, shape: tuple[int, ...], z_sem: int | None, capacity: int) -> None:
+        self.engine, self.capacity = engine, capacity
+        self._shape, self._z_size = shape, z_sem
+        self._x: Float32 = np.zeros((capacity, *shape), np.float32)
+        self._x_0 = np.zeros_like(self._x)  # each sample's last P
+        self._x_prev: Float32 | None = None  # from the first sample on that keeps it
+        self._z_sem = None if z_sem is None else np.zeros((capacity, z_sem), np.float32)
+        self._samples: list[Sample | None] = [None] * capacity
+        self._row, self._rows = np.zeros(capacity, np.int64), np.zeros(capacity, np.int64)  # 0 of 0: a free slot
+        # the rows of all programs, and where each slot's begin
+        self._programs: dict[int, tuple[Program, int]] = {}
+        self._first = np.zeros(capacity, np.int64)
+        self._table: Rows
+        self._draws: NDArray[np.int64]
+        self._coefficients: Float32  # [coefficient, row], to broadcast over the state
+        self._used: NDArray[np.bool_]  # [row, coefficient], where they are not zero
+        # the slots that have rows left, and how many steps it is until that changes; 0: to be found out
+        self._active: NDArray[np.int64] = np.zeros(0, np.int64)
+        self._steady = 0
+
+    def __len__(self) -> int:
+        return self.capacity - self._samples.count(None)
+
+    def join(self, sample: Sample) -> int:
+        if None not in self._samples:
+            raise ArgumentError(f"batch: all of its {self.capacity} slots are taken")
+        sample.check(self._shape, self._z_size)
+        slot = self._samples.index(None)
+        self._samples[slot], self._steady = sample, 0
+        self._row[slot], self._rows[slot] = 0, len(sample.program)
+        self._x[slot], self._x_0[slot] = sample.x, 0
+        if self._z_sem is not None:
+            self._z_sem[slot] = sample.z_sem
+        if self._x_prev is None and sample.keeps_x_prev:
+            self._x_prev = self._x.copy()
+        if self._x_prev is not None:
+            self._x_prev[slot] = sample.x if sample.x_prev is None else sample.x_prev
+        return slot
+
+    def leave(self, slot: int, out: Any = None) -> Result:
+        sample = self._samples[slot] if 0 <= slot < self.capacity else None
+        if sample is None:
+            raise ArgumentError(f"slot: found {slot}, expected one that is taken")
+        row, rows, x = int(self._row[slot]), int(self._rows[slot]), self._x[slot]
+        x_prev = self._x_prev[slot].copy() if self._x_prev is not None and sample.keeps_x_prev else None
+        self._samples[slot], self._steady = None, 0
+        self._row[slot] = self._rows[slot] = 0
+        check_left(row, rows, all(a is None or np.isfinite(a).all() for a in (x, x_prev)))
+        out = np.empty_like(x) if out is None else out
+        out[...] = x
+        return Result(out, x_prev)
+
+    def step(self, observe: Observe | None = None) -> Sequence[int]:
+        if not self._steady:
+            self._lay_out()
+        active = self._active
+        if not active.size:
+            return []
+        every = len(active) == self.capacity
         here = slice(None) if every else active
-        rows, x = batch.table[batch.row[active]], batch.x[here]
-        eps, eps_edit = self._predict(batch, active, rows, x)
+        row = self._row[active]
+        place = self._first[active] + row
+        rows, x = self._table[place], self._x[here]
+        with np.errstate(all="ignore"):  # what overflows shows when its sample leaves
+            eps, eps_edit, h = self._predict(active, rows, x)
+            x_next, p = self._update(active, here, place, rows["clip"], x, eps, eps_edit)
+        if every:
+            self._x, self._x_0 = x_next, p
+            self._x_prev = None if self._x_prev is None else x
+        else:
+            if self._x_prev is not None:
+                self._x_prev[active] = x
+            self._x[active], self._x_0[active] = x_next, p
+        self._row[active] += 1
+        self._steady -= 1
+        if observe is not None:
+            observe(Moved(active, row, self._rows[active], rows["t"], x, p, h))
+        return [] if self._steady else active[self._row[active] == self._rows[active]].tolist()
 
-        columns = batch.coefficients[:, batch.row[active]]
+    def rewind(self) -> None:
+        """Puts every sample back to its first row, with the state that it has: what times a step repeats it."""
+        self._row[:], self._steady = 0, 0
+
+    def _lay_out(self) -> None:
+        """Finds the slots that have rows left, and puts their programs into one table."""
+        self._active = np.flatnonzero(self._row < self._rows)
+        if not self._active.size:
+            return
+        programs = {int(slot): sample.program for slot in self._active if (sample := self._samples[slot]) is not None}
+        if any(id(p) not in self._programs for p in programs.values()):
+            distinct = list({id(p): p for p in programs.values()}.values())
+            self._table, self._draws, ends = concatenate(distinct)
+            self._programs = {id(p): (p, int(end) - len(p)) for p, end in zip(distinct, ends, strict=True)}
+            each = np.stack([self._table[name] for name in COEFFICIENTS])
+            self._used = np.ascontiguousarray((each != 0).T)
+            self._coefficients = each.reshape(*each.shape, *[1] * len(self._shape))
+        for slot, program in programs.items():
+            self._first[slot] = self._programs[id(program)][1]
+        self._steady = int((self._rows - self._row)[self._active].min())
+
+    def _update(
+        self,
+        active: NDArray[np.int64],
+        here: slice | NDArray[np.int64],
+        place: NDArray[np.int64],
+        clip: NDArray[np.uint8],
+        x: Float32,
+        eps: Float32,
+        eps_edit: Float32,
+    ) -> tuple[Float32, Float32]:
+        """x_next and P of the active samples, whose rows are at `place` in the table: see `program`."""
+        columns = self._coefficients[:, place]
         alpha, sigma, c_x, c_x0, c_eps, c_x_prev, c_x0_prev, c_noise, _ = columns
-        used: NDArray[np.bool_] = np.any(columns.reshape(len(columns), -1), axis=1)
-        _, _, has_x, _, has_eps, has_x_prev, has_x0_prev, has_noise, _ = used
+        _, _, has_x, _, has_eps, has_x_prev, has_x0_prev, has_noise, _ = self._used[place].sum(axis=0).tolist()
         p = np.multiply(sigma, eps_edit)
         np.subtract(x, p, out=p)
         np.divide(p, alpha, out=p)
-        clip = rows["clip"]
         least, most = clip.min(), clip.max()
         if least:
             np.clip(p, -1, 1, out=p)
@@ -103,44 +178,48 @@ class Executor:
             eps[both] = (x[both] - alpha[both] * own) / sigma[both]
         x_next = np.multiply(c_x0, p)
         if has_x:
-            x_next += c_x * x
+            _add(x_next, c_x, x, has_x)
         if has_eps:
-            x_next += c_eps * eps
-        if has_x_prev and batch.x_prev is not None:
-            x_next += c_x_prev * batch.x_prev[here]
+            _add(x_next, c_eps, eps, has_eps)
+        if has_x_prev and self._x_prev is not None:
+            _add(x_next, c_x_prev, self._x_prev[here], has_x_prev)
         if has_x0_prev:
-            x_next += c_x0_prev * batch.x_0[here]
+            _add(x_next, c_x0_prev, self._x_0[here], has_x0_prev)
         for i in np.flatnonzero(c_noise) if has_noise else ():
-            sample = int(active[i])
-            draw = batch.noise.draw(int(batch.draws[batch.row[sample]]), sample, x.shape[1:])
-            x_next[i] += c_noise[i] * draw
-        if every:
-            batch.x, batch.x_0 = x_next, p
-            batch.x_prev = None if batch.x_prev is None else x
-        else:
-            if batch.x_prev is not None:
-                batch.x_prev[active] = x
-            batch.x[active], batch.x_0[active] = x_next, p
-        batch.row[active] += 1
+            x_next[i] += c_noise[i] * self._draw(int(active[i]), int(self._draws[place[i]]))
+        return x_next, p
 
-    def _predict(self, batch: Batch, active: NDArray[np.int64], rows: Rows, x: Float32) -> tuple[Float32, Float32]:
-        """ε and ε̃ of the active samples, float32 of x's shape; the same array where no row is asymmetric."""
+    def _draw(self, slot: int, number: int) -> Float32:
+        """Draw `number` of the sample in that slot."""
+        sample = self._samples[slot]
+        assert sample is not None
+        if sample.noise is not None:
+            return np.asarray(sample.noise[number])
+        return normal(self._shape, sample.seed, draw=number, image=sample.image, stream=Stream.STEP)
+
+    def _predict(
+        self, active: NDArray[np.int64], rows: Rows, x: Float32
+    ) -> tuple[Float32, Float32, NDArray[Any] | None]:
+        """ε and ε̃ of the active samples, float32 of x's shape, the same array where no row is asymmetric; and h."""
         if x.ndim == 2:  # the latent DDIM: z_sem itself is the state
             (eps,) = self.engine.run("latent", {"z_sem": x, "t": rows["t"]})
-            return _float32(eps), _float32(eps)
-        given: dict[str, NDArray[Any]] = {} if batch.z_sem is None else {"z_sem": batch.z_sem[active]}
-        h, temb, *skips = self.engine.run("trunk", {"x": x, "t": rows["t"], **given})
-        batch.h = h
+            return _float32(eps), _float32(eps), None
+        given: dict[str, NDArray[Any]] = {} if self._z_sem is None else {"z_sem": self._z_sem[active]}
+        bottleneck, temb, *skips = self.engine.run("trunk", {"x": x, "t": rows["t"], **given})
+        h = bottleneck
         source = np.arange(len(active))
         branch = rows["branch"]
-        edited = [i for i in branch.nonzero()[0] if batch.edits is not None and batch.edits[active[i]].deltas]
+        edits = {i: sample.edit for i in branch.nonzero()[0] if (sample := self._samples[active[i]]) is not None}
+        edited = [i for i, edit in edits.items() if edit.deltas]
         asymmetric = [i for i in edited if branch[i] == Branch.ASYMMETRIC]
         if edited:
-            assert batch.edits is not None
-            edits = [batch.edits[active[i]] for i in edited]
             h = _float32(h)
             moved = h[edited] + inject(
-                h[edited], _float32(temb[edited]), rows["t"][edited], rows["edit_scale"][edited], edits
+                h[edited],
+                _float32(temb[edited]),
+                rows["t"][edited],
+                rows["edit_scale"][edited],
+                [edits[i] for i in edited],
             )
             symmetric = branch[edited] == Branch.SYMMETRIC
             if symmetric.any():
@@ -153,10 +232,22 @@ class Executor:
         out = _float32(out)
         eps = out[: len(active)]
         if not asymmetric:
-            return eps, eps
+            return eps, eps, bottleneck
         eps_edit = eps.copy()
         eps_edit[asymmetric] = out[len(active) :]
-        return eps, eps_edit
+        return eps, eps_edit, bottleneck
+
+
+def _add(total: Float32, c: Float32, values: Float32, used: int) -> None:
+    """total += c·values; of samples whose c is zero the values are not looked at, since they need not be finite.
+
+    c: float32 [n, 1, …], of which `used` are not zero.
+    """
+    if used == len(c):
+        total += c * values
+    else:
+        i = np.flatnonzero(c)
+        total[i] += c[i] * values[i]
 
 
 def _float32(x: NDArray[Any]) -> Float32:
