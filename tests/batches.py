@@ -43,3 +43,10 @@ def states(results: Sequence[Result | HspaceError]) -> np.ndarray:
         assert isinstance(result, Result), result
         each.append(result.x)
     return np.stack(each)
+
+
+def trace(executor: Executor, samples: Sequence[Sample], network: Network = "image") -> list[np.ndarray]:
+    """The states of samples of one length at the start and after each step, [N, …] each."""
+    seen: list[np.ndarray] = []
+    results = run_all(executor, samples, network, lambda moved: seen.append(moved.x.copy()))
+    return [*seen, states(results)]

@@ -500,8 +500,8 @@ class Editor:
 
     def _load(self, images: Images, resize: bool, name: str = "images") -> Any:
         """Any accepted form of images as float32 [N, 3, H, W]: on the host, or on the GPU where they are there."""
+        executor = self._runner.executor
         if is_foreign(images):
-            executor = self._runner.executor
             if not executor.on_device:
                 where = "this editor is on the CPU (device='cuda:0' opens one on a GPU)"
                 raise ArgumentError(f"{name}: found an array on a GPU, and {where}")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hspace import Latent
-from hspace.executors.cpu import Batch, Executor
-from hspace.noise import Noise
+from hspace.batch import Sample
+from hspace.executors.cpu import Executor
 from hspace.schedule import Schedule, space_timesteps
 
+from ..batches import trace
 from ..conftest import GOLDEN, relative_error
 
 SINGLE, RUN = 1e-5, 1e-3
@@ -57,11 +58,10 @@ def test_schedule_and_timesteps(golden) -> None:
 
 def test_inversion(editor, golden) -> None:
     check("x_T", editor.encode(golden["x0"], preset="official", steps=8).x_T, golden["x_T"], RUN)
-    batch = Batch(golden["x0"], [editor.program("encode", preset="official", steps=8)], Noise(0, np.arange(1)))
-    for i, expected in enumerate(golden["encode_x_after_step"]):
-        Executor(editor.engine).step(batch)
-        check(f"encode_x_after_step[{i}]", batch.x, expected, RUN)
-    assert not batch.active.size
+    sample = Sample(golden["x0"][0], editor.program("encode", preset="official", steps=8))
+    _, *after = trace(Executor(editor.engine, editor.bundle.manifest.components), [sample])
+    for i, (x, expected) in enumerate(zip(after, golden["encode_x_after_step"], strict=True)):
+        check(f"encode_x_after_step[{i}]", x, expected, RUN)
 
 
 def test_reconstruction(editor, golden) -> None:
@@ -100,10 +100,10 @@ def test_edit_step_by_step(editor, golden) -> None:
     from hspace.deltas import Edit
 
     program = editor.program("edit", edits={"attribute0": 1.0}, preset="official", steps=8, t_edit=500, t_boost=0)
-    batch = Batch(golden["x_T"], [program], Noise(0, np.arange(1)), edits=[Edit(deltas=((Spy(), 1.0),))])
-    for i, expected in enumerate(golden["edit_one_x_after_step"]):
-        Executor(editor.engine).step(batch)
-        check(f"edit_one_x_after_step[{i}]", batch.x, expected, RUN)
+    sample = Sample(golden["x_T"][0], program, edit=Edit(deltas=((Spy(), 1.0),)))
+    _, *after = trace(Executor(editor.engine, editor.bundle.manifest.components), [sample])
+    for i, (x, expected) in enumerate(zip(after, golden["edit_one_x_after_step"], strict=True)):
+        check(f"edit_one_x_after_step[{i}]", x, expected, RUN)
     assert list(seen) == golden["delta_h_timesteps"].tolist()
     for t, expected in zip(golden["delta_h_timesteps"], golden["delta_h"], strict=True):
         check(f"delta_h[{t}]", seen[int(t)][0], expected, RUN)

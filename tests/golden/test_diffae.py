@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hspace import Latent
+from hspace.batch import Sample
 from hspace.editor import slerp
-from hspace.executors.cpu import Batch, Executor
-from hspace.noise import Noise
+from hspace.executors.cpu import Executor
 from hspace.schedule import Schedule, space_timesteps
 
+from ..batches import trace
 from ..conftest import GOLDEN, relative_error
 
 SINGLE, RUN = 1e-5, 1e-3
@@ -55,12 +56,11 @@ def test_encode(editor, golden) -> None:
     latent = editor.encode(golden["x0"], preset="official", steps=10)
     check("z_sem", latent.z_sem, golden["z_sem"], SINGLE)
     check("x_T", latent.x_T, golden["x_T"], RUN)
-    batch = Batch(
-        golden["x0"], [editor.program("encode", preset="official", steps=10)] * 2, Noise(0, np.arange(2)), latent.z_sem
-    )
-    for i, expected in enumerate(golden["encode_x_after_step"]):
-        Executor(editor.engine).step(batch)
-        check(f"encode_x_after_step[{i}]", batch.x, expected, RUN)
+    program = editor.program("encode", preset="official", steps=10)
+    samples = [Sample(x, program, z_sem) for x, z_sem in zip(golden["x0"], latent.z_sem, strict=True)]
+    _, *after = trace(Executor(editor.engine, editor.bundle.manifest.components), samples)
+    for i, (x, expected) in enumerate(zip(after, golden["encode_x_after_step"], strict=True)):
+        check(f"encode_x_after_step[{i}]", x, expected, RUN)
 
 
 def test_reconstruction(editor, golden) -> None:
@@ -112,11 +112,10 @@ def test_latent_ddim(editor, golden) -> None:
     noise = golden["latent_noise"]
     eps = editor.engine.run("latent", {"z_sem": noise, "t": np.array([5, 500, 999])})[0]
     check("latent_eps", eps, golden["latent_eps"], SINGLE)
-    batch = Batch(noise, [editor.program("latent", steps=10)] * 3, Noise(0, np.arange(3)))
-    while batch.active.size:
-        Executor(editor.engine).step(batch)
-    check("latent_z_normalized", batch.x, golden["latent_z_normalized"], RUN)
-    check("latent_z", batch.x * golden["conds_std"] + golden["conds_mean"], golden["latent_z"], RUN)
+    samples = [Sample(x, editor.program("latent", steps=10)) for x in noise]
+    z = trace(Executor(editor.engine, editor.bundle.manifest.components), samples, "latent")[-1]
+    check("latent_z_normalized", z, golden["latent_z_normalized"], RUN)
+    check("latent_z", z * golden["conds_std"] + golden["conds_mean"], golden["latent_z"], RUN)
 
 
 def test_sample(editor, golden) -> None:

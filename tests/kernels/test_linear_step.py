@@ -8,13 +8,13 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from hspace.batch import Moved, Sample
 from hspace.cuda.steps import RECORD
 from hspace.deltas import DeltaTable, Edit
-from hspace.executors.cpu import Batch, Executor
-from hspace.noise import Noise
 from hspace.program import Branch
 from hspace_kernels import linear_step
 
+from ..batches import host
 from ..unit.test_executor import random_program
 from .helpers import DEVICE, DTYPES, NATIVE, ROUNDING, guarded, intact, traffic, words
 
@@ -131,32 +131,38 @@ def test_the_cpu_executor_on_random_programs(n: int, given: bool) -> None:
     draws = randn(4, n, *shape, seed=n).numpy() if given else None
     images = np.arange(n) if given else np.arange(n) + 2**31
     engine = RandomHead(n)
-    batch = Batch(randn(n, *shape, seed=9).numpy(), programs, Noise(seed, images, draws), edits=edits)
-    x, p = guarded(torch.from_numpy(batch.x).view(n, -1)), guarded(torch.zeros(n, elements))
-    x_prev = None if batch.x_prev is None else guarded(torch.from_numpy(batch.x_prev).view(n, -1))
-    while batch.active.size:
-        active, at = batch.active, batch.row.copy()
-        Executor(engine).step(batch)
-        records = np.zeros(n, RECORD)
-        records["t"], records["second"] = -1, np.arange(n)
-        for sample in active:
-            row, record = batch.table[at[sample]], records[sample]
-            for name in ("alpha", "sigma", "c_x", "c_x0", "c_eps", "c_x_prev", "c_x0_prev", "c_noise", "t", "clip"):
-                record[name] = row[name]
-            record["draw"], record["image"] = batch.draws[at[sample]], images[sample]
-            record["seed_low"], record["seed_high"] = seed & 0xFFFFFFFF, seed >> 32
-            record["z_row"] = record["draw"] * n + sample if given else -1
-        extra = len(engine.eps) - len(active)
-        eps = torch.full((n + extra, elements), NAN)
-        eps[active] = torch.from_numpy(engine.eps[: len(active)]).reshape(-1, elements)
-        eps[n:] = torch.from_numpy(engine.eps[len(active) :]).reshape(-1, elements)
-        records["second"][active[engine.source[len(active) :]]] = n + np.arange(extra)
-        z = None if draws is None else torch.from_numpy(draws).view(-1, elements).to(DEVICE)
-        linear_step.launch(x, eps.to(DEVICE), words(records, RECORD), x_prev=x_prev, p=p, z=z)
-        assert close(x, torch.from_numpy(batch.x).view(n, -1).double())
-        assert close(p, torch.from_numpy(batch.x_0).view(n, -1).double())
-        if x_prev is not None:
-            assert batch.x_prev is not None and close(x_prev, torch.from_numpy(batch.x_prev).view(n, -1).double())
+    start = randn(n, *shape, seed=9)
+    x, p = guarded(start.view(n, -1)), guarded(torch.zeros(n, elements))
+    keeps = any(program.rows["c_x_prev"].any() for program in programs)
+    x_prev = guarded(start.view(n, -1)) if keeps else None
+    z = None if draws is None else torch.from_numpy(draws).view(-1, elements).to(DEVICE)
+    seen: list[Moved] = []
+    with host(engine, shape).batch("image", n) as batch:
+        for i, (program, edit) in enumerate(zip(programs, edits, strict=True)):
+            own = None if draws is None else draws[: int(program.rows["draws"].sum()), i]
+            sample = Sample(start[i].numpy(), program, edit=edit, seed=seed, image=int(images[i]), noise=own)
+            assert batch.join(sample) == i
+        for _ in range(max(map(len, programs))):
+            batch.step(seen.append)
+            active, records = seen[-1].slot, np.zeros(n, RECORD)
+            records["t"], records["second"] = -1, np.arange(n)
+            for slot, number in zip(active, seen[-1].row, strict=True):
+                row, record = programs[slot].rows[number], records[slot]
+                for name in ("alpha", "sigma", "c_x", "c_x0", "c_eps", "c_x_prev", "c_x0_prev", "c_noise", "t", "clip"):
+                    record[name] = row[name]
+                record["draw"], record["image"] = programs[slot].draws[number], images[slot]
+                record["seed_low"], record["seed_high"] = seed & 0xFFFFFFFF, seed >> 32
+                record["z_row"] = record["draw"] * n + slot if given else -1
+            extra = len(engine.eps) - len(active)
+            eps = torch.full((n + extra, elements), NAN)
+            eps[active] = torch.from_numpy(engine.eps[: len(active)]).reshape(-1, elements)
+            eps[n:] = torch.from_numpy(engine.eps[len(active) :]).reshape(-1, elements)
+            records["second"][active[engine.source[len(active) :]]] = n + np.arange(extra)
+            linear_step.launch(x, eps.to(DEVICE), words(records, RECORD), x_prev=x_prev, p=p, z=z)
+            assert close(x, torch.from_numpy(batch._x).view(n, -1).double())
+            assert close(p, torch.from_numpy(batch._x_0).view(n, -1).double())
+            if x_prev is not None:
+                assert close(x_prev, torch.from_numpy(batch._x_prev).view(n, -1).double())
     assert intact(x, p)
 
 

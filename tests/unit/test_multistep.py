@@ -8,14 +8,15 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pytest
 from hspace import multistep, samplers
-from hspace.executors.cpu import Batch, Executor
-from hspace.noise import Noise
+from hspace.batch import Moved, Sample
 from hspace.program import Branch, Program, Rows
 from hspace.samplers import SAMPLERS
 from hspace.schedule import Schedule, space_timesteps
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ..batches import host, run_all
+from ..batches import states as last_states
 from ..conftest import relative_error
 
 SECOND = ("dpmpp_2m", "bdia", "obelm")
@@ -371,16 +372,18 @@ def test_the_executor_agrees(name: str, spacing: str, way: str, clip: bool, seed
     def model(x: np.ndarray, t: int) -> np.ndarray:
         return np.tanh(x.mean(axis=1, keepdims=True) + t / 1000 + x)
 
-    batch = Batch(x, [program] * 3, Noise(0, np.arange(3)), x_prev=x_prev if way == "resume" else None)
-    errors = []
-    for row in wide:
-        before = [x if a is None else a for a in (batch.x, batch.x_prev, batch.x_0)]
-        at, at_prev, p_prev = (a.astype(np.float64) for a in before)
+    samples = [Sample(x[i], program, x_prev=x_prev[i] if way == "resume" else None) for i in range(3)]
+    seen: list[Moved] = []
+    last = last_states(run_all(host(Head(), x.shape[1:]), samples, observe=seen.append))
+    every = [*(moved.x for moved in seen), last]
+    assert len(seen) == len(wide)
+    at_prev, p_prev, errors = x_prev if way == "resume" else x, np.zeros_like(x), []
+    for row, moved, after in zip(wide, seen, every[1:], strict=True):
+        at = moved.x.astype(np.float64)
         eps = model(at, row["t"])
-        Executor(Head()).step(batch)
-        errors.append(relative_error(batch.x, step(row, at, eps, eps, at_prev, p_prev)[0]))
-    assert not batch.active.size
-    whole = relative_error(batch.x, run(wide, model, x.astype(float), x_prev if way == "resume" else None)[0])
+        errors.append(relative_error(after, step(row, at, eps, eps, at_prev.astype(np.float64), p_prev)[0]))
+        at_prev, p_prev = moved.x, moved.x_0.astype(np.float64)
+    whole = relative_error(last, run(wide, model, x.astype(float), x_prev if way == "resume" else None)[0])
     print(f"{name} {spacing} {way}: {max(errors):.1e} a row, {whole:.1e} in all")
     assert max(errors) <= 1e-5, f"seed {seed}: row {np.argmax(errors)}: {max(errors):.1e}"
     if (name, way) != ("obelm", "encode"):  # whose rows amplify what rounding leaves, as its decode's undo

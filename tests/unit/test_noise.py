@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hspace.errors import ArgumentError
-from hspace.noise import Noise, Stream, normal, philox4x32
+from hspace.noise import Stream, normal, philox4x32
 
 
 @pytest.mark.parametrize(
@@ -56,12 +56,6 @@ def test_every_part_of_the_counter_counts() -> None:
 def test_a_longer_draw_begins_with_the_shorter() -> None:
     a, b = (normal((n,), 9, draw=0, image=0, stream=Stream.Z_SEM) for n in (10, 33))
     assert np.array_equal(a, b[:10])
-
-
-def test_given_noise_is_taken_by_draw_and_image() -> None:
-    given = np.arange(24, dtype=np.float32).reshape(3, 4, 2)
-    noise = Noise(0, np.array([1, 3]), given)
-    assert noise.draw(2, 1, (2,)).tolist() == given[2, 3].tolist()
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64, 1.5, True, None])
