@@ -13,7 +13,7 @@ import click
 from ..editor import Editor
 from ..edits import check_names, compile_edit
 from ..engines import Engine
-from ..errors import EngineError, HspaceError, ImageError, LatentError, OutputError
+from ..errors import EngineError, HspaceError, ImageError, LatentError, NotFinite, OutputError
 from ..manifest import Source
 from ..plans import Planner
 from ..record import differences, engine_told, make_record, read_output
@@ -131,8 +131,9 @@ def run_jobs(
 ) -> Report:
     """Loads, makes and writes, a batch at a time. An input that is refused is reported and stops nothing else.
 
-    Where nothing can be made of a batch, each of its inputs is tried alone. record: what an output made of that source
-    is to say of itself; one that is there is kept if `there` says the same. error: of an input that cannot be read.
+    Where a batch is more than the engine can evaluate, each of its inputs is tried alone. record: what an output made
+    of that source is to say of itself; one that is there is kept if `there` says the same. error: of an input that
+    cannot be read.
     """
     report = Report(plan.total, on_stdout=plan.on_stdout)
     for job, clash in plan.clashes:
@@ -154,7 +155,12 @@ def run_jobs(
                 bar.to(1000 * (done + of * step.index / step.total))
 
             try:
-                results = list(make([x.job for x in loaded], [x.content for x in loaded], on_step))
+                results = dict(enumerate(make([x.job for x in loaded], [x.content for x in loaded], on_step)))
+            except NotFinite as e:  # of some inputs; the others' runs have not noticed
+                results = e.others
+                for number, why in e.images.items():
+                    source = loaded[number].job.source
+                    report.refuse(source, e if report.total == 1 else NotFinite(f"{source}: {why}"))
             except (EngineError, LatentError) as e:
                 if len(loaded) > 1:
                     for i, one in enumerate(loaded):
@@ -163,7 +169,7 @@ def run_jobs(
                 only = loaded[0].job
                 report.refuse(only.source, e if report.total == 1 else type(e)(f"{only.source}: {e}"))
                 return
-            yield from zip(loaded, results, strict=True)
+            yield from ((loaded[number], result) for number, result in results.items())
 
         for i in range(0, len(jobs), batch_size):
             chunk = jobs[i : i + batch_size]
