@@ -1,6 +1,6 @@
 # make demo    edit an example image with the shipped model; needs only Python 3.11 or newer
 # make test    the whole suite
-# make check   lint, types and the whole suite: what CI runs
+# make check   lint, types, layers and the whole suite: what CI runs
 # make gpu-test   on a machine with an NVIDIA GPU: its tests, and every figure claimed of one; see docs/gpu.md
 PYTHON ?= python3
 VENV := .venv
@@ -19,6 +19,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m pytest
 
 # with PYTHON's own packages, which are the machine's; OPTIONS="--only kernels" and so on

@@ -22,6 +22,7 @@ from hspace.deltas import DeltaBlock
 from hspace.engines import open_engine
 from hspace.errors import ArgumentError, BundleError, CheckpointError, OutputError
 from hspace.files import MAX_FILE_BYTES, reason
+from hspace.kinds import BranchName
 from hspace.manifest import check_name
 from hspace.tensors import write_tensors
 from msgspec import Meta, Struct
@@ -136,10 +137,12 @@ def few_steps(family: Family, official: contract.Preset, schedule: contract.AnyS
 
 @dataclass
 class AttributeData:
-    """An attribute before it is written. module: the PyTorch f_t that a delta_block must agree with."""
+    """An attribute before it is written. kind: a name in `KINDS`. module: the PyTorch f_t that a
+    delta_block must agree with.
+    """
 
-    kind: Literal["z_direction", "delta_block", "delta_h"]
-    branch: Literal["none", "asymmetric", "symmetric"]
+    kind: str
+    branch: BranchName
     arrays: Mapping[str, NDArray[np.float32]]
     metadata: Mapping[str, str] = field(default_factory=dict)
     n_train: int | None = None

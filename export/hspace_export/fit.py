@@ -18,6 +18,7 @@ from hspace.deltas import DeltaBlock
 from hspace.editor import Editor
 from hspace.errors import ArgumentError
 from hspace.image import load_images
+from hspace.kinds import BranchName
 from hspace.program import Branch, Program
 from hspace.recorders import HRecorder
 from hspace.runs import OnStep, Step
@@ -41,12 +42,13 @@ _MOST_BYTES = 2**32  # of h that a PCA may keep
 class Fitted:
     """An attribute that was made, and what is known of it.
 
-    arrays: its tensors. report: what is known of the fit, by name; the file has it as its notes. chance_auc: what one
-    worthless attribute in twenty reaches on these held-out images, None where none were held out.
+    kind: a name in `KINDS`. arrays: its tensors. report: what is known of the fit, by name; the file has it as its
+    notes. chance_auc: what one worthless attribute in twenty reaches on these held-out images, None where none were
+    held out.
     """
 
-    kind: Literal["z_direction", "delta_h"]
-    branch: Literal["none", "asymmetric", "symmetric"]
+    kind: str
+    branch: BranchName
     arrays: dict[str, NDArray[Any]]
     report: dict[str, Any] = field(default_factory=dict)
     n_train: int | None = None

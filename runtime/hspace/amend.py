@@ -16,7 +16,6 @@ import os
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
@@ -27,19 +26,18 @@ from .deltas import AnyAttribute
 from .edits import check_names
 from .errors import ArgumentError, BundleError, HspaceError, OutputError
 from .files import lock_folder, make_folder, reason, sync_folder, write_atomically
+from .kinds import KINDS, BranchName
 from .manifest import JOURNAL, MANIFEST, Accuracy, Attribute, Manifest, Preset, Source, check_name
 
 _ATTRIBUTES = "attributes"  # the folder of their files
 _TEMPORARY = re.compile(r"\.(bundle\.json|\.amend|\d{3,}\.safetensors)\.[0-9a-f]{12}")  # of `write_atomically`
-Kind = Literal["z_direction", "delta_block", "delta_h"]
-BranchName = Literal["none", "asymmetric", "symmetric"]
 
 
 def add_attribute(
     bundle: Bundle,
     name: str,
     data: bytes,
-    kind: Kind,
+    kind: str,
     branch: BranchName,
     n_train: int | None = None,
     *,
@@ -48,10 +46,12 @@ def add_attribute(
 ) -> AnyAttribute:
     """Adds an attribute from the bytes of its safetensors file, checked against the model first; returns it, read.
 
-    source: the file that it was made from, if there is one. replace: whether one of that name may be there. Raises
-    ArgumentError where it is and may not be, BundleError where the tensors do not fit the model.
+    kind: a name in `KINDS`. source: the file that it was made from, if there is one. replace: whether one of that name
+    may be there. Raises ArgumentError where it is and may not be, BundleError where the tensors do not fit the model.
     """
     check_name("attribute", name)
+    if kind not in KINDS:
+        raise ArgumentError(f"kind: found {quoted(kind)}, expected one of {', '.join(KINDS)}")
     with _amending(bundle) as now:
         check_free("attribute", name, now.manifest.attributes, replace)
         names = (f"{_ATTRIBUTES}/{i:03d}.safetensors" for i in itertools.count())

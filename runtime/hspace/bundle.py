@@ -20,7 +20,8 @@ import msgspec
 from .checks import quoted, raise_faults
 from .errors import ArgumentError, BundleError, did_you_mean
 from .files import MAX_TEXT_BYTES, open_file, read_file, reason, write_atomically
-from .manifest import JOURNAL, MANIFEST, MAX_PATH, Component, File, Manifest, Preset, is_plain, parse_manifest
+from .manifest import JOURNAL, MANIFEST, MAX_PATH, Component, File, Manifest, Preset
+from .manifest_read import is_plain, parse_manifest
 from .onnx_graph import check_graph
 from .onnx_scan import check_onnx
 

@@ -24,11 +24,11 @@ import msgspec
 from .accuracy import LEAST_PSNR, measure
 from .amend import set_accuracy
 from .bundle import Bundle
+from .catalog import SAMPLERS
 from .engines import ENGINES, PRECISIONS, Engine, cache, cpu, open_engine, precisions, unavailable
 from .engines.shortage import Lack, lacks
 from .errors import BundleError, EngineError, NotFinite
 from .manifest import Accuracy
-from .samplers import SAMPLERS
 
 AUTO = ("openvino", "onnx")
 _LOG = logging.getLogger("hspace")

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ArgumentError, EngineError
-from .latent import slerp
 from .program import Branch
 
 Float32 = NDArray[np.float32]
@@ -65,6 +64,9 @@ class ZDirection:
             raise EngineError("classify: a logit is not finite: z_sem, or a number of the attribute's, is too large")
         return logits
 
+    def summary(self) -> dict[str, Any]:
+        return {"norm": norm(self.weight), "bias": self.bias}
+
 
 class Delta(Protocol):
     """What the injection needs of an attribute of the h-space."""
@@ -105,6 +107,9 @@ class DeltaBlock:
         y = self.conv2[0] @ y.reshape(n, c, -1) + self.conv2[1][:, None]
         return y.reshape(h.shape)
 
+    def summary(self) -> dict[str, Any]:
+        return {"layout": "ddpm" if self.norm1 is None else "improved", "channels": len(self.conv1[1])}
+
 
 @dataclass(frozen=True, slots=True)
 class DeltaTable:
@@ -119,14 +124,17 @@ class DeltaTable:
     branch: Branch
 
     def delta_h(self, h: Float32, temb: Float32, t: NDArray[np.int32]) -> Float32:
-        found: Float32 = self.table[nearest(self.timesteps, t)]
-        return found
+        taken: Float32 = self.table[nearest(self.timesteps, t)]
+        return taken
+
+    def summary(self) -> dict[str, Any]:
+        return {"timesteps": len(self.timesteps)}
 
 
 def nearest(timesteps: NDArray[np.int64], t: NDArray[np.int32]) -> NDArray[np.intp]:
     """For each of t (int32 [N]), the number of the nearest of `timesteps` (int64 [K], ascending), the lower of two."""
-    found: NDArray[np.intp] = np.abs(timesteps[None, :] - t[:, None].astype(np.int64)).argmin(axis=1)
-    return found
+    numbers: NDArray[np.intp] = np.abs(timesteps[None, :] - t[:, None].astype(np.int64)).argmin(axis=1)
+    return numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +167,22 @@ def norm(weight: Float32) -> float:
     return float(np.linalg.norm(weight.astype(np.float64)))
 
 
-AnyAttribute = ZDirection | DeltaBlock | DeltaTable
+def slerp(a: Float32, b: Float32, weights: NDArray[np.float64]) -> Float32:
+    """Spherical interpolation between two arrays taken as vectors (float32 [F, *a.shape]); linear where parallel."""
+    wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)  # squares of what float32 holds overflow it
+    cosine = np.vdot(wide_a, wide_b) / max(float(np.linalg.norm(wide_a) * np.linalg.norm(wide_b)), 1e-30)
+    theta = float(np.arccos(np.clip(cosine, -1, 1)))
+    if np.sin(theta) < 1e-6:
+        wa, wb = 1 - weights, weights
+    else:
+        wa, wb = np.sin((1 - weights) * theta) / np.sin(theta), np.sin(weights * theta) / np.sin(theta)
+    frame = (len(weights), *[1] * a.ndim)
+    with np.errstate(over="ignore"):  # what overflows, a latent or the run's end refuses
+        between: Float32 = (wa.reshape(frame) * wide_a + wb.reshape(frame) * wide_b).astype(np.float32)
+    return between
+
+
+AnyAttribute = ZDirection | DeltaBlock | DeltaTable  # each with a `summary`, which is what `hspace info` says of it
 
 
 def directions_of(attributes: Mapping[str, AnyAttribute]) -> dict[str, ZDirection]:

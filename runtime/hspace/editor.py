@@ -16,15 +16,16 @@ from .arguments import FIRST_DRAWS, MOST_DRAWS, acceptors, amounts_of, check_acc
 from .attributes import read_attributes
 from .batch import DeviceExecutor, Executor, Sample
 from .bundle import Bundle, h_shape
+from .catalog import SAMPLERS
 from .checks import MOST_IMAGES, check_whole
 from .cuda import is_foreign, ordinal_of
-from .deltas import NO_EDIT, Content, directions_of
+from .deltas import NO_EDIT, Content, directions_of, slerp
 from .edits import Edits, compile_edit, grid_of, per_image
 from .engines import Engine
 from .errors import ArgumentError, EngineError, LatentError, LatentWarning, NotFinite
 from .executors import cpu
 from .image import Images, load_images, to_uint8
-from .latent import Latent, slerp
+from .latent import Latent
 from .manifest import Preset
 from .noise import Stream, check_seed
 from .plans import Planner, ProgramKind
@@ -32,7 +33,6 @@ from .program import Program
 from .recorders import HRecorder, Timeline
 from .requests import Decodes, Requests, Run, check_output, noise_of
 from .runs import OnStep, Progress, Runner, one_of
-from .samplers import SAMPLERS
 from .tensors import read_tensors
 
 Float32 = NDArray[np.float32]

@@ -129,17 +129,3 @@ def _check_provenance(provenance: object) -> None:
         raise LatentError("provenance: found half of a surrogate pair, expected texts of Unicode") from None
     if size > _MAX_PROVENANCE:
         raise LatentError(f"provenance: found {size} bytes, expected at most {_MAX_PROVENANCE}")
-
-
-def slerp(a: NDArray[np.float32], b: NDArray[np.float32], weights: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Spherical interpolation between two arrays taken as vectors (float32 [F, *a.shape]); linear where parallel."""
-    wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)  # squares of what float32 holds overflow it
-    cosine = np.vdot(wide_a, wide_b) / max(float(np.linalg.norm(wide_a) * np.linalg.norm(wide_b)), 1e-30)
-    theta = float(np.arccos(np.clip(cosine, -1, 1)))
-    if np.sin(theta) < 1e-6:
-        wa, wb = 1 - weights, weights
-    else:
-        wa, wb = np.sin((1 - weights) * theta) / np.sin(theta), np.sin(weights * theta) / np.sin(theta)
-    frame = (len(weights), *[1] * a.ndim)
-    with np.errstate(over="ignore"):  # what overflows, Latent or the run's end refuses
-        return (wa.reshape(frame) * wide_a + wb.reshape(frame) * wide_b).astype(np.float32)

@@ -10,6 +10,8 @@ farther that strength 1 means the same: the step back to the level before, (α_p
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -78,6 +80,14 @@ def obelm(rows: Rows) -> Rows:
     rows["c_x"] -= r * (1 + r) * alpha_next / alpha
     rows["c_x_prev"] = r**2 * alpha_next / np.roll(alpha, 1)
     return rows
+
+
+# by the names that presets have for them; the same to the image and from it
+SECOND_ORDER: dict[str, Callable[[Rows], Rows]] = {
+    "dpmpp_2m": dpmpp_2m,
+    "bdia": bdia,  # gamma 1, its own inverse
+    "obelm": obelm,
+}
 
 
 def resumed(rows: Rows) -> Rows:

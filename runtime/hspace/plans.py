@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -11,37 +11,14 @@ from numpy.typing import NDArray
 
 from . import multistep, samplers
 from .bundle import Bundle
+from .catalog import SAMPLERS
 from .deltas import Edit
 from .errors import ArgumentError, did_you_mean
 from .manifest import Preset
-from .program import Branch, Program
-from .schedule import Timesteps, check_timestep, space_timesteps
+from .program import Branch, Program, Rows
+from .schedule import SPACINGS, Timesteps, check_timestep, space_timesteps
 
 ProgramKind = Literal["encode", "decode", "edit", "latent"]
-
-
-class _Convention(NamedTuple):
-    """How a code base encodes, and what its DDIM does in clamped rows; see `samplers.ddim_inversion` and `ddim`."""
-
-    at: Literal["lower", "upper"]
-    to_noise: bool
-    direction: samplers.Direction
-    even: bool = True  # steps of one length
-
-
-# A preset's spacing says whose code it follows, beyond the timesteps. DDPM's rows are the same in all.
-_DIFFUSERS = _Convention(at="upper", to_noise=False, direction="raw")  # docs/decisions/0008
-_ASYRP = _Convention(at="lower", to_noise=False, direction="clamped")
-_CONVENTIONS = {
-    "diffae": _Convention(at="lower", to_noise=True, direction="clamped"),
-    "asyrp": _ASYRP,
-    "leading": _DIFFUSERS,
-    "linspace": _DIFFUSERS,
-    "trailing": _DIFFUSERS,
-    "logsnr": _ASYRP._replace(even=False),
-    "karras": _ASYRP._replace(even=False),
-    "quadratic": _ASYRP._replace(even=False),
-}
 
 
 class Planner:
@@ -71,9 +48,9 @@ class Planner:
         encode_steps, decode_steps = pair
         for n in (encode_steps, decode_steps):
             space_timesteps(base.spacing, n, self._schedule)
-        if sampler not in (None, *samplers.SAMPLERS):
-            near = did_you_mean(sampler, samplers.SAMPLERS)
-            raise ArgumentError(f"sampler: found {sampler!r}, expected one of {', '.join(samplers.SAMPLERS)}{near}")
+        if sampler not in (None, *SAMPLERS):
+            near = did_you_mean(sampler, SAMPLERS)
+            raise ArgumentError(f"sampler: found {sampler!r}, expected one of {', '.join(SAMPLERS)}{near}")
         for name, value in (("t_edit", t_edit), ("t_boost", t_boost)):
             if value is not None:
                 check_timestep(name, value, self._schedule)
@@ -84,12 +61,10 @@ class Planner:
     def encode(self, plan: Preset) -> Program:
         """From the image to x_T. DiffAE's spacing ends at ᾱ = 0, the others at the last timestep."""
         ts = space_timesteps(plan.spacing, plan.encode_steps, self._schedule)
-        sampler = samplers.SAMPLERS[plan.sampler]
-        convention = _ASYRP if sampler.exact else _CONVENTIONS[plan.spacing]  # the levels that its decode visits
-        rows = samplers.ddim_inversion(
-            self._schedule, ts, clip=plan.clip, at=convention.at, to_noise=convention.to_noise
-        )
-        return Program.from_rows("encode", rows if sampler.second_order is None else sampler.second_order(rows))
+        # an exact encode visits the levels that its decode visits
+        spacing = SPACINGS["asyrp" if SAMPLERS[plan.sampler].exact else plan.spacing]
+        rows = samplers.ddim_inversion(self._schedule, ts, clip=plan.clip, at=spacing.at, to_noise=spacing.to_noise)
+        return Program.from_rows("encode", self._own(plan, rows))
 
     def decode(self, plan: Preset, edit: Edit, *, resume: bool = False) -> Program:
         """From x_T to the image; t_edit, t_boost and edit_scale count only where `edit` has deltas.
@@ -97,8 +72,8 @@ class Planner:
         resume: from the last two states of an encode; see `resumes` and `multistep.resumed`.
         """
         ts = space_timesteps(plan.spacing, plan.decode_steps, self._schedule)
-        sampler = samplers.SAMPLERS[plan.sampler]
-        direction = _CONVENTIONS[plan.spacing].direction if plan.sampler == "ddim" else "clamped"
+        sampler = SAMPLERS[plan.sampler]
+        direction = SPACINGS[plan.spacing].direction if plan.sampler == "ddim" else "clamped"
         eta, large = sampler.eta, sampler.large
         if edit.branch == Branch.NONE:
             rows = samplers.ddim(self._schedule, ts, eta=eta, large=large, clip=plan.clip, direction=direction)
@@ -115,18 +90,22 @@ class Planner:
                 clip=plan.clip,
                 direction=direction,
             )
-        if sampler.second_order is not None:
-            rows = sampler.second_order(rows)
+        rows = self._own(plan, rows)
         if resume:
             rows = multistep.resumed(rows)
         return Program.from_rows("decode" if edit.branch == Branch.NONE else "edit", rows)
+
+    def _own(self, plan: Preset, rows: Rows) -> Rows:
+        """The sampler's own rows, of DDIM's."""
+        second_order = multistep.SECOND_ORDER.get(plan.sampler)
+        return rows if second_order is None else second_order(rows)
 
     def resumes(self, plan: Preset, made: Mapping[str, str]) -> bool:
         """Whether a decode can go on from the last two states of the encode that `made` (a latent's provenance) tells
         of, and so undo it exactly: the sampler is exact, and the timesteps are the same.
         """
         told = tuple(made.get(key) for key in ("sampler", "spacing", "encode_steps"))
-        exact = samplers.SAMPLERS[plan.sampler].exact and plan.decode_steps >= 3
+        exact = SAMPLERS[plan.sampler].exact and plan.decode_steps >= 3
         return exact and told == (plan.sampler, plan.spacing, str(plan.decode_steps))
 
     def cannot_undo(self, plan: Preset, made: Mapping[str, str], resumes: bool) -> str | None:
@@ -138,8 +117,8 @@ class Planner:
         if resumes or "encode_steps" not in made:
             return None
         encoder = made.get("sampler", "")
-        of = samplers.SAMPLERS.get(encoder)
-        if not samplers.SAMPLERS[plan.sampler].exact and not (of and of.exact):
+        of = SAMPLERS.get(encoder)
+        if not SAMPLERS[plan.sampler].exact and not (of and of.exact):
             return None
         told = (f"{made.get(k, '?')[:50]}" for k in ("preset", "sampler", "encode_steps", "spacing"))
         by = "preset {}, {} over {} timesteps spaced by {}".format(*told)
@@ -152,7 +131,7 @@ class Planner:
         With the papers' spacings n_train/n_run (Kwon et al. 2023, appendix). With those whose steps differ in length
         n_train/T times the timesteps that the row stands for: over those Δh moves P by about as much.
         """
-        if _CONVENTIONS[plan.spacing].even:
+        if SPACINGS[plan.spacing].even:
             return np.full(len(ts), n_train / plan.decode_steps)
         return n_train / self._schedule.timesteps * np.diff(ts, prepend=-1)
 

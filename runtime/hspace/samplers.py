@@ -12,43 +12,12 @@ levels that it does not visit next, and that is not copied (docs/decisions/0008)
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import multistep
 from .errors import ArgumentError
 from .program import ROW64, Branch, Rows
-from .schedule import Schedule, Timesteps
-
-
-class Sampler(NamedTuple):
-    """What a sampler makes of DDIM's rows.
-
-    eta: what it draws. large: the noise is not the posterior's, s², but 1 − ᾱ/ᾱ_next; the mean stays s's.
-    second_order: how DDIM's rows become its own, the same to the image and from it. exact: a decode of the same steps
-    undoes an encode to the last bits, for which it needs the last two states.
-    """
-
-    eta: float = 0.0
-    large: bool = False
-    second_order: Callable[[Rows], Rows] | None = None
-    exact: bool = False
-
-
-# the samplers that a preset can name
-SAMPLERS = {
-    "ddim": Sampler(),
-    "ddpm": Sampler(eta=1.0),
-    "ddpm_large": Sampler(eta=1.0, large=True),
-    "dpmpp_2m": Sampler(second_order=multistep.dpmpp_2m),
-    "bdia": Sampler(second_order=multistep.bdia, exact=True),  # gamma 1, its own inverse
-    "obelm": Sampler(second_order=multistep.obelm, exact=True),
-}
-# Of a clamped row, where its direction comes from: the network's own ε ("raw"), or the ε that the clamped P implies
-Direction = Literal["raw", "clamped"]
+from .schedule import Direction, End, Schedule, Timesteps
 
 
 def _rows(
@@ -129,7 +98,7 @@ def ddim_inversion(
     timesteps: Timesteps,
     *,
     clip: bool = False,
-    at: Literal["lower", "upper"] = "lower",
+    at: End = "lower",
     to_noise: bool = False,
 ) -> Rows:
     """DDIM's ODE from the clean image upwards (Song et al. 2021, section 4.3). at: which end of a step the network

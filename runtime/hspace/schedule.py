@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -144,26 +145,43 @@ def _nearest(levels: NDArray[np.float64], wanted: NDArray[np.float64]) -> Timest
     return np.minimum(apart, len(levels) - len(wanted) + each)
 
 
-SPACINGS: dict[str, Callable[[int, Schedule], Timesteps]] = {
+Direction = Literal["raw", "clamped"]
+End = Literal["lower", "upper"]
+
+
+class Spacing(NamedTuple):
+    """How a code base spaces timesteps, and what else it does its own way.
+
+    timesteps: (steps, schedule) to int64 [steps], ascending. within_span: it visits the schedule's span alone; the
+    others are a code base's own for every schedule. direction: where a clamped row of DDIM's takes its direction from:
+    the network's own ε ("raw"), or the ε that the clamped P implies. at, to_noise: see `samplers.ddim_inversion`. even:
+    its steps are of one length.
+    """
+
+    timesteps: Callable[[int, Schedule], Timesteps]
+    within_span: bool = False
+    direction: Direction = "clamped"
+    at: End = "lower"
+    to_noise: bool = False
+    even: bool = True
+
+
+SPACINGS = {
     # DiffAE: multiples of the smallest integer stride that gives `steps` timesteps
-    "diffae": _diffae,
+    "diffae": Spacing(_diffae, to_noise=True),
     # Asyrp: int(s + 1e-6) for s in linspace(0, 1, steps)·(total − 1); its code has linear schedules alone
-    "asyrp": _asyrp,
-    # the three of diffusers (Lin et al. 2024, table 2)
-    "leading": _leading,
-    "linspace": _linspace,
-    "trailing": _trailing,
+    "asyrp": Spacing(_asyrp, within_span=True),
+    # the three of diffusers (Lin et al. 2024, table 2; docs/decisions/0008)
+    "leading": Spacing(_leading, direction="raw", at="upper"),
+    "linspace": Spacing(_linspace, direction="raw", at="upper"),
+    "trailing": Spacing(_trailing, direction="raw", at="upper"),
     # uniform in log-SNR, log(α/σ) (Lu et al. 2022), from the last timestep to the first
-    "logsnr": _logsnr,
+    "logsnr": Spacing(_logsnr, within_span=True, even=False),
     # σ/α^(1/7) uniform (Karras et al. 2022, equation 5, rho 7)
-    "karras": _karras,
+    "karras": Spacing(_karras, within_span=True, even=False),
     # sqrt(t) uniform (Song et al. 2021, appendix D.2)
-    "quadratic": _quadratic,
+    "quadratic": Spacing(_quadratic, within_span=True, even=False),
 }
-
-
-# Those visit the schedule's span alone. The others are a code base's own for every schedule, and stay as they are
-_WITHIN_SPAN = ("asyrp", "logsnr", "karras", "quadratic")
 
 
 def space_timesteps(spacing: str, steps: int, schedule: Schedule) -> Timesteps:
@@ -177,14 +195,15 @@ def space_timesteps(spacing: str, steps: int, schedule: Schedule) -> Timesteps:
     if spacing not in SPACINGS:
         raise ArgumentError(f"spacing: found {spacing!r}, expected one of {', '.join(SPACINGS)}")
     check_whole("steps", steps, 1, min(1000, schedule.timesteps))
-    if spacing not in _WITHIN_SPAN:
-        return SPACINGS[spacing](int(steps), schedule)
+    space, within_span = SPACINGS[spacing][:2]
+    if not within_span:
+        return space(int(steps), schedule)
     span = schedule.span
     if steps <= len(span):
-        return span.start + SPACINGS[spacing](int(steps), schedule.within_span)
+        return span.start + space(int(steps), schedule.within_span)
     first = max(0, min(span.start, span.stop - steps))
     stop = max(span.stop, first + steps)
-    return first + SPACINGS[spacing](int(steps), Schedule(schedule.alphas_cumprod[first:stop]))
+    return first + space(int(steps), Schedule(schedule.alphas_cumprod[first:stop]))
 
 
 def check_timestep(name: str, value: object, schedule: Schedule) -> None:

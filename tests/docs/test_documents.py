@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hspace import samplers
+from hspace.catalog import SAMPLERS
 from hspace.image import read_record
 from PIL import Image
 
@@ -105,4 +105,4 @@ def test_what_is_said_of_presets() -> None:
 
 def test_what_is_said_of_samplers() -> None:
     text = (ROOT / "docs" / "bundle-format.md").read_text()
-    assert all(re.search(rf"\b{name}\b", text) for name in samplers.SAMPLERS)
+    assert all(re.search(rf"\b{name}\b", text) for name in SAMPLERS)

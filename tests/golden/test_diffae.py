@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hspace import Latent
 from hspace.batch import Sample
-from hspace.editor import slerp
+from hspace.deltas import slerp
 from hspace.executors.cpu import Executor
 from hspace.schedule import Schedule, space_timesteps
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import hspace
 import pytest
-from hspace import files, manifest
+from hspace import files, manifest, manifest_read
 from hspace.amend import add_attribute, rename_attribute
 from hspace.bundle import Bundle, manifest_bytes
 from hspace.errors import BundleError, HspaceError
@@ -678,9 +678,9 @@ def test_a_manifest_of_every_limit(null_folder: Path, monkeypatch: pytest.Monkey
 
     alter(null_folder, fill)
     calls: list[tuple[str, int]] = []
-    space = manifest.space_timesteps
-    monkeypatch.setattr(manifest, "space_timesteps", lambda *a: (calls.append(a[:2]), space(*a))[1])
-    found = manifest.parse_manifest((null_folder / "bundle.json").read_bytes(), "x")
+    space = manifest_read.space_timesteps
+    monkeypatch.setattr(manifest_read, "space_timesteps", lambda *a: (calls.append(a[:2]), space(*a))[1])
+    found = manifest_read.parse_manifest((null_folder / "bundle.json").read_bytes(), "x")
     assert len(found.attributes) == 1000 and len(found.presets) == 64
     assert sorted(calls) == [("diffae", 4), ("diffae", 4), ("diffae", 5), *[("logsnr", n) for n in (4, 900, 901)]]
 

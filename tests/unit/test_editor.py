@@ -14,8 +14,8 @@ import pytest
 from hspace import Cancelled, Latent
 from hspace.amend import set_preset
 from hspace.bundle import Bundle
+from hspace.deltas import slerp
 from hspace.errors import ArgumentError, EngineError, LatentError
-from hspace.latent import slerp
 
 from ..conftest import relative_error
 

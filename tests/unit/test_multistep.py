@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hspace import multistep, samplers
 from hspace.batch import Moved, Sample
+from hspace.multistep import SECOND_ORDER
 from hspace.program import Branch, Program, Rows
-from hspace.samplers import SAMPLERS
 from hspace.schedule import Schedule, space_timesteps
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,7 +33,7 @@ def seed(request: pytest.FixtureRequest) -> int:
 
 def transformed(name: str, rows: Rows) -> Rows:
     """The rows as a sampler runs them."""
-    second_order = SAMPLERS[name].second_order
+    second_order = SECOND_ORDER.get(name)
     return rows if second_order is None else second_order(rows)
 
 

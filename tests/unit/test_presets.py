@@ -13,8 +13,8 @@ import pytest
 from hspace import manifest as contract
 from hspace.amend import set_preset
 from hspace.bundle import Bundle, write_manifest
+from hspace.catalog import SAMPLERS
 from hspace.errors import ArgumentError, BundleError
-from hspace.samplers import SAMPLERS
 from hspace.schedule import SPACINGS, space_timesteps
 
 from ..conftest import BUNDLES

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hspace import samplers
+from hspace.catalog import SAMPLERS
 from hspace.errors import ArgumentError
-from hspace.plans import _CONVENTIONS
 from hspace.program import Branch, Program
-from hspace.schedule import SPACINGS, Schedule, space_timesteps
+from hspace.schedule import Schedule, space_timesteps
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -151,7 +151,7 @@ def test_ddpm_with_the_large_variance(schedule: Schedule, steps: int, clip: bool
     x, eps, _, z = inputs(seed)
     ts = timesteps_of(schedule, steps)
     ab = schedule.alphas_cumprod[ts]
-    eta, large, *_ = samplers.SAMPLERS["ddpm_large"]
+    eta, large, _ = SAMPLERS["ddpm_large"]
     rows = samplers.ddim(schedule, ts, eta=eta, large=large, clip=clip)[::-1]
     for i, row in enumerate(rows):
         below = ab[i - 1] if i else 1.0
@@ -208,10 +208,6 @@ def test_every_builder_makes_a_sound_program(schedule: Schedule, steps: int, eta
         samplers.edit(schedule, ts, t_edit=400, t_boost=200, eta=eta, clip=clip),
     ):
         assert len(Program.from_rows("p", rows)) == len(ts)
-
-
-def test_every_spacing_says_whose_conventions_it_follows() -> None:
-    assert list(_CONVENTIONS) == list(SPACINGS)
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,7 @@ def test_the_linear_schedule_is_its_own_span(spacing: str, steps: int) -> None:
     """What runs on it visits is what it was before there were spans, to the timestep."""
     schedule = Schedule.linear()
     assert schedule.span == range(1000)
-    assert space_timesteps(spacing, steps, schedule).tolist() == SPACINGS[spacing](steps, schedule).tolist()
+    assert space_timesteps(spacing, steps, schedule).tolist() == SPACINGS[spacing].timesteps(steps, schedule).tolist()
 
 
 @pytest.mark.parametrize(

@@ -5,16 +5,17 @@ from __future__ import annotations
 import importlib
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from ..amend import add_attribute, remove_attribute, rename_attribute
-from ..attributes import parse_attribute, summary
+from ..attributes import parse_attribute
 from ..bundle import Bundle
 from ..edits import check_names
 from ..errors import ArgumentError, BundleError, CheckpointError, needs
 from ..files import read_file
+from ..kinds import KINDS, BranchName, kind_of
 from ..manifest import Source
 from ..tensors import read_tensors, write_tensors
 from . import Lazy, common
@@ -57,7 +58,7 @@ def list_(bundle: str, as_json: bool) -> None:
     for name, entry in opened.manifest.attributes.items():
         where, data = str(opened.folder / entry.file), opened.read(entry)
         notes = read_tensors(data, where).metadata.get("notes", "")
-        content = summary(parse_attribute(opened, entry, data, where))
+        content = parse_attribute(opened, entry, data, where).summary()
         file = {"file": entry.file, "bytes": entry.bytes, "sha256": entry.sha256}
         told = {"kind": entry.kind, "branch": entry.branch, "n_train": entry.n_train, **content}
         found[name] = {**told, **file, "notes": notes}
@@ -90,26 +91,23 @@ def add(bundle: str, name: str, file: Path, branch: Any, n_train: int | None, fo
     else:
         source, data = None, read_file(file, BundleError)
         kind, told, told_n = _told(data, file)
-        branch = told if branch is None and kind == "delta_h" else branch
+        branch = told if branch is None and len(KINDS[kind].branches) > 1 else branch
         n_train = told_n if n_train is None else n_train
-    if branch is not None and kind != "delta_h":
+    if branch is not None and len(KINDS[kind].branches) == 1:
         raise click.UsageError(f"--branch: a {kind} has but one")
-    if n_train is not None and kind == "z_direction":
-        raise click.UsageError("--n-train: a z_direction has no scale for other step counts")
-    branches = {"z_direction": "none", "delta_block": "asymmetric", "delta_h": branch or "symmetric"}
-    add_attribute(opened, name, data, kind, branches[kind], n_train, source=source, replace=force)  # type: ignore[arg-type]
+    if n_train is not None and KINDS[kind].moves_z_sem:
+        raise click.UsageError(f"--n-train: a {kind} has no scale for other step counts")
+    branch = branch or KINDS[kind].branches[0]
+    add_attribute(opened, name, data, kind, branch, n_train, source=source, replace=force)
     common.emit(as_json, {"attribute": name, "kind": kind}, f"added {name} ({kind}) to {bundle}")
 
 
-def _told(data: bytes, file: Path) -> tuple[Any, Any, int | None]:
+def _told(data: bytes, file: Path) -> tuple[str, Any, int | None]:
     """An attribute's kind, by the tensors that it has; its branch and n_train, where an export's metadata say."""
     tensors = read_tensors(data, str(file))
-    marks = {"z_direction": "weight", "delta_block": "conv1.weight", "delta_h": "timesteps"}
-    kind = next((k for k, mark in marks.items() if mark in tensors.arrays), None)
-    if kind is None:
-        raise BundleError(f"{file}: expected an attribute: weight, conv1.weight or timesteps among its tensors")
+    kind = kind_of(tensors)
     told = {key: tensors.metadata.get(key) for key in ("kind", "branch", "n_train")}
-    if told["kind"] not in (None, kind) or told["branch"] not in (None, "none", "asymmetric", "symmetric"):
+    if told["kind"] not in (None, kind) or told["branch"] not in (None, *get_args(BranchName)):
         raise BundleError(f"{file}: its metadata say {told['kind']} and {told['branch']} of the tensors of a {kind}")
     n_train = told["n_train"]
     if n_train is not None and not re.fullmatch("[0-9]{1,9}", n_train, re.ASCII):

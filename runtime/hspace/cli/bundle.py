@@ -10,7 +10,7 @@ from typing import Any
 import click
 import msgspec
 
-from ..attributes import read_attribute, summary
+from ..attributes import read_attribute
 from ..bundle import Bundle
 from ..choice import AUTO, asked_engine, asked_precision, choose
 from ..editor import open as open_bundle
@@ -87,7 +87,7 @@ def _describe(bundle: Bundle) -> str:
         for name, a in m.attributes.items():
             says = ", ".join(
                 f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}"
-                for k, v in summary(read_attribute(bundle, name)).items()
+                for k, v in read_attribute(bundle, name).summary().items()
             )
             rows.append([name, a.kind, a.branch, str(a.n_train or "-"), a.file, f"{a.bytes / 2**20:.3f}", says])
         lines += [common.table(["attribute", "kind", "branch", "n_train", "file", "MiB", "content"], rows), ""]

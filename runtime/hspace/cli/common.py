@@ -15,6 +15,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from ..catalog import SAMPLERS
 from ..editor import Editor
 from ..editor import open as open_bundle
 from ..engines import Engine
@@ -26,7 +27,6 @@ from ..manifest import MANIFEST
 from ..noise import check_seed
 from ..program import Program
 from ..record import engine_told
-from ..samplers import SAMPLERS
 from . import printable
 from .streams import DASH, read_source
 
