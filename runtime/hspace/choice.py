@@ -11,7 +11,6 @@ Nothing of it is timed. A sampler that inverts exactly does so in float32 only, 
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import os
@@ -21,11 +20,12 @@ from typing import NamedTuple
 
 import msgspec
 
+from . import __version__
 from .accuracy import LEAST_PSNR, measure
 from .amend import set_accuracy
 from .bundle import Bundle
 from .catalog import SAMPLERS
-from .engines import ENGINES, PRECISIONS, Engine, cache, cpu, open_engine, precisions, unavailable
+from .engines import ENGINES, PRECISIONS, Engine, cache, cpu, open_engine, precisions, unavailable, version
 from .engines.shortage import Lack, lacks
 from .errors import BundleError, EngineError, NotFinite
 from .manifest import Accuracy
@@ -159,8 +159,7 @@ def _measured(
 
     All that the numbers depend on is in the key, the number of threads too, so it does not matter who measures first.
     """
-    modules = ("hspace", {"onnx": "onnxruntime"}.get(name, name))
-    versions = [importlib.import_module(m).__version__ for m in modules]
+    versions = (__version__, version(name))
     networks = [c.sha256 for c in bundle.manifest.components.values()]
     cores = threads or cpu.usable_cores()
     run = msgspec.json.encode((bundle.manifest.schedules, bundle.preset(preset)[1]))

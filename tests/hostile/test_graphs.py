@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 from hspace.bundle import Bundle
 from hspace.cli import hspace as command
-from hspace.engines import cache, open_engine, probe, unavailable
+from hspace.engines import cache, null, onnx, open_engine, probe, unavailable
 from hspace.errors import BundleError, EngineError
 from hspace.onnx_graph import OPERATORS, OPSET, check_graph
 from hspace.onnx_scan import check_onnx
@@ -300,16 +300,16 @@ def test_it_costs_once(answers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyP
     asked = answers(0, b"true\n")
     bundle = Bundle(AVATARS)
     for _ in range(3):
-        probe.check("onnx", bundle, None, "fp32")
+        probe.check("onnx", onnx, bundle, None, "fp32")
     assert len(asked) == 1
-    probe.check("onnx", bundle, None, "bf16")
+    probe.check("onnx", onnx, bundle, None, "bf16")
     assert len(asked) == 2
-    probe.check("null", bundle, None, "fp32")
+    probe.check("null", null, bundle, None, "fp32")
     open_engine("onnx", bundle, trusted=True)
     assert len(asked) == 2
     monkeypatch.setattr(cache, "folder", lambda: None)
     for _ in range(2):
-        probe.check("onnx", bundle, None, "fp32")
+        probe.check("onnx", onnx, bundle, None, "fp32")
     assert len(asked) == 4
 
 
@@ -320,7 +320,7 @@ def test_without_an_interpreter_it_is_said(
     monkeypatch.setenv("HSPACE_CACHE", str(tmp_path))
     asked = answers(PermissionError(13, "Permission denied"), b"")
     for _ in range(2):  # nothing is remembered as sound
-        probe.check("onnx", Bundle(AVATARS), None, "fp32")
+        probe.check("onnx", onnx, Bundle(AVATARS), None, "fp32")
     assert (
         len(asked) == 2 and "not tried in a process of their own" in caplog.text and "Permission denied" in caplog.text
     )

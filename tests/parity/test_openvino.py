@@ -10,7 +10,7 @@ from typing import Any
 import hspace
 import numpy as np
 import pytest
-from hspace.engines import cache, open_engine, precisions, unavailable
+from hspace.engines import cache, open_engine, precisions, unavailable, unet
 from hspace.errors import BundleError
 
 from ..conftest import BUNDLES, relative_error
@@ -34,14 +34,20 @@ def drawn(n: int, seed: int) -> dict[str, Any]:
     return {"x": x, "t": rng.integers(0, 1000, n), "z_sem": z}
 
 
-def evaluate(engine: Any, inputs: dict[str, Any], source: list[int], as_arrays: bool = False) -> Any:
+def evaluate(engine: Any, inputs: dict[str, Any], source: list[int]) -> Any:
     """h, and ε where h is scaled anew for every sample of the head."""
+    with unet.trunk(engine, **inputs) as features:
+        return features.h, unet.head(engine, features, scaled(features.h, source), np.array(source))
+
+
+def scaled(h: np.ndarray, source: list[int]) -> np.ndarray:
+    return h[source] * (1 + 0.1 * np.arange(len(source), dtype=np.float32)[:, None, None, None])
+
+
+def as_arrays(engine: Any, inputs: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The trunk's outputs by name, by `run`."""
     h, temb, *skips = engine.run("trunk", inputs)
-    if as_arrays:
-        skips = [s.numpy() for s in skips]
-    scale = 1 + 0.1 * np.arange(len(source), dtype=np.float32)[:, None, None, None]
-    given = {"h": h[source] * scale, "temb": temb, "source": np.array(source), "z_sem": inputs["z_sem"]}
-    return h, engine.run("head", given | {f"skip_{i}": s for i, s in enumerate(skips)})[0]
+    return {"h": h, "temb": temb, **{f"skip_{i}": s for i, s in enumerate(skips)}, "z_sem": inputs["z_sem"]}
 
 
 # source: plain, edits of some samples and of all, in any order, of more branches than two, of a part of the trunk
@@ -80,9 +86,8 @@ def test_every_layout_of_network(golden_bundles, name: str, precision: str) -> N
         inputs["z_sem"] = rng.standard_normal((3, reference.bundle.manifest.z_sem.size), dtype=np.float32)
     eps = []
     for editor in (made, reference):
-        h, temb, *skips = editor.engine.run("trunk", inputs)
-        given = {"h": h, "temb": temb, "source": np.arange(3)} | {f"skip_{i}": s for i, s in enumerate(skips)}
-        eps.append(editor.engine.run("head", given | {k: v for k, v in inputs.items() if k == "z_sem"})[0])
+        with unet.trunk(editor.engine, **inputs) as features:
+            eps.append(unet.head(editor.engine, features, features.h, np.arange(3)))
     error = relative_error(eps[0].astype(np.float32), eps[1])
     print(f"{name} {precision}: {error:.1e}")
     assert error <= 3e-2
@@ -93,11 +98,26 @@ def test_skips_may_come_as_arrays(editors) -> None:
     ours, reference = editors
     inputs, source = drawn(3, 1), [0, 1, 2, 1]
     expected = evaluate(reference.engine, inputs, source)[1]
-    h, temb, *skips = reference.engine.run("trunk", inputs)
-    scale = 1 + 0.1 * np.arange(4, dtype=np.float32)[:, None, None, None]
-    given = {"h": h[source] * scale, "temb": temb, "source": np.array(source), "z_sem": inputs["z_sem"]}
-    given |= {f"skip_{i}": s.numpy() for i, s in enumerate(skips)}
+    given = as_arrays(reference.engine, inputs)
+    given |= {"h": scaled(given["h"], source), "source": np.array(source)}
     assert relative_error(ours.engine.run("head", given)[0], expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize("precision", [None, "fp32"])
+def test_run_gives_arrays_of_which_the_head_makes_the_same(editors, precision: str | None) -> None:
+    """Between trunk and head nothing is lost, nor moved: the form of an array and the engine's own say the same."""
+    for engine in (hspace.open(AVATARS, engine="openvino", precision=precision).engine, editors[1].engine):
+        inputs, source = drawn(3, 5), [0, 1, 2, 1]
+        h, expected = evaluate(engine, inputs, source)
+        given = as_arrays(engine, inputs)
+        trunk = editors[0].bundle.manifest.components["trunk"]
+        for tensor in trunk.outputs:
+            array = given[tensor.name]
+            assert isinstance(array, np.ndarray) and array.dtype == tensor.dtype
+            assert array.shape == (3, *(int(d) for d in tensor.shape[1:]))
+        assert np.array_equal(given["h"], h)
+        given |= {"h": scaled(h, source), "source": np.array(source)}
+        assert np.array_equal(engine.run("head", given)[0], expected)
 
 
 def test_a_result_does_not_depend_on_the_batch(editors) -> None:
@@ -203,10 +223,9 @@ def test_heads_that_share_their_skips(layout: str, tmp_path: Path, monkeypatch: 
     x = np.random.default_rng(seed).standard_normal((2, 3, 128, 128), dtype=np.float32)
     found = []
     for engine in (ours, reference):
-        h, temb, *skips = engine.run("trunk", {"x": x, "t": np.array([7, 931], dtype=np.int32)})
         source = np.array([0, 1, 1])
-        given = {"h": h[source] * np.float32(1.1), "temb": temb, "source": source}
-        found.append(engine.run("head", given | {f"skip_{i}": s for i, s in enumerate(skips)})[0])
+        with unet.trunk(engine, x, np.array([7, 931], dtype=np.int32)) as features:
+            found.append(unet.head(engine, features, features.h[source] * np.float32(1.1), source))
     error = relative_error(*found)
     print(f"{layout}, {ours.precision}: {error:.1e}")
     assert error <= (TOLERANCE if ours.precision == "bf16" else 1e-5), f"seed {seed}"

@@ -12,22 +12,22 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..engines import packages
 from ..engines.cpu import processor, usable_cores
 
 if TYPE_CHECKING:
     from ..cuda.driver import Device
 
-_PACKAGES = ("hspace", "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "cuda-bindings")
-
 
 def stamp() -> dict[str, Any]:
     """Processor, cores, system, versions, UTC time, and the commit where the package runs from a git working tree."""
+    names = ("hspace", "numpy", *packages(), "cuda-bindings")
     found: dict[str, Any] = {
         "processor": processor(),
         "cores": os.cpu_count(),
         "usable_cores": usable_cores(),
         "system": f"{platform.system()} {platform.machine()}",
-        "versions": {"python": platform.python_version(), **versions(_PACKAGES)},
+        "versions": {"python": platform.python_version(), **versions(names)},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     commit = _commit(Path(__file__).parent.parent)

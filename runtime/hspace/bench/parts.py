@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from ..batch import Sample
 from ..bundle import Bundle, h_shape
 from ..deltas import DeltaTable, Edit, ZDirection, inject
 from ..editor import Editor
+from ..engines import unet
 from ..executors.cpu import Executor
 from ..plans import Planner
 from ..program import Branch, Program
@@ -105,12 +107,11 @@ def parts(editor: Editor, n: int) -> Runs:
                 inputs[s.name] = rng.standard_normal(shape).astype(s.dtype)
         made[component] = {component: run(component, inputs)}
         if component == "trunk":
-            h, temb, *skips = editor.engine.run("trunk", inputs)
-            given = {"temb": temb, **{f"skip_{i}": s for i, s in enumerate(skips)}}
-            given |= {"z_sem": inputs["z_sem"]} if "z_sem" in inputs else {}
-            one = {**given, "h": h, "source": np.arange(n)}
-            two = {**given, "h": np.concatenate([h, h]), "source": np.arange(2 * n) % n}
-            made["head"], made["head ×2"] = {"head": run("head", one)}, {"head ×2": run("head", two)}
+            features = unet.trunk(editor.engine, **inputs)
+            h, temb = features.h, features.temb
+            evaluate = partial(unet.head, editor.engine, features)
+            made["head"] = {"head": partial(evaluate, h, np.arange(n))}
+            made["head ×2"] = {"head ×2": partial(evaluate, np.concatenate([h, h]), np.arange(2 * n) % n)}
     found = {name: r for key in [*specs, "head ×2"] for name, r in made[key].items()}
     delta = _delta(editor)
     if delta is not None:

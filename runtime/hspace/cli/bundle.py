@@ -15,7 +15,7 @@ from ..bundle import Bundle
 from ..choice import AUTO, asked_engine, asked_precision, choose
 from ..editor import open as open_bundle
 from ..edits import check_names, compile_edit
-from ..engines import ENGINES, cache, unavailable
+from ..engines import ENGINES, cache, note, packages, unavailable
 from ..engines.probe import check_with_onnx
 from ..errors import BundleError, DeviceError, EngineError, HspaceError, needs
 from ..plans import Planner
@@ -149,7 +149,8 @@ def doctor(bundle: str | None, as_json: bool) -> None:
 
     gpu, why_not = _gpu()
     why_no_cache = cache.why_not()
-    versions = dict.fromkeys(_PACKAGES, "") | machine.versions(_PACKAGES)
+    names = ("hspace", "numpy", *packages(), "pillow", "safetensors", "torch", "onnx", "cuda-bindings")
+    versions = dict.fromkeys(names, "") | machine.versions(names)
     found = {
         "engines": {n: {"runs": r is None, "why_not": r} for n, r in reasons.items()},
         "auto": auto,
@@ -159,7 +160,7 @@ def doctor(bundle: str | None, as_json: bool) -> None:
         "machine": f"{platform.system()} {platform.machine()}",
         "packages": versions,
     }
-    rows = [[n, "yes" if r is None else "no", r or _NOTES.get(n, "")] for n, r in reasons.items()]
+    rows = [[n, "yes" if r is None else "no", r or note(n)] for n, r in reasons.items()]
     text = "\n".join(f"{n:<10}{runs:<6}{says}".rstrip() for n, runs, says in [["engine", "runs", ""], *rows])
     device = why_not if gpu is None else f"device cuda:0: {gpu}"
     text += f"\n\n{says}"
@@ -212,14 +213,3 @@ def _gpu() -> tuple[str | None, str | None]:
     except DeviceError as e:
         return None, str(e)
     return "{}, sm_{}{}".format(device.model, *device.architecture), None
-
-
-_PACKAGES = (
-    "hspace", "numpy", "onnxruntime", "openvino", "pillow", "safetensors", "torch", "onnx", "cuda-bindings",
-    "onnxruntime-gpu",
-)  # fmt: skip
-_NOTES = {
-    "openvino": "OpenVINO on the CPU, in bfloat16 where the CPU has it",
-    "onnx": "ONNX Runtime on the CPU, or on a GPU by its CUDA provider",
-    "null": "computes nothing real: for tests and for measuring overhead",
-}

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..catalog import SAMPLERS
 from ..editor import Editor
 from ..editor import open as open_bundle
-from ..engines import Engine
+from ..engines import ENGINES, Engine
 from ..errors import ArgumentError, HspaceError, ImageError, LatentError
 from ..files import check_file
 from ..image import SUFFIXES, load_images
@@ -171,7 +171,7 @@ precision_option = click.option(
     "--precision",
     help="auto (the fastest that is accurate), fp32, bf16 or fp16. [default: auto; env: HSPACE_PRECISION]",
 )
-engine_option = click.option("--engine", help="auto, openvino, onnx or null. [default: auto; env: HSPACE_ENGINE]")
+engine_option = click.option("--engine", help=f"One of auto, {', '.join(ENGINES)}. [default: auto; env: HSPACE_ENGINE]")
 engine = stack(
     engine_option,
     precision_option,

@@ -1,7 +1,16 @@
 """Engines evaluate a bundle's components. Each is a module found by name and imported when asked for.
 
-To add one: a module with `unavailable()`, which says why it cannot run here (or None), `precisions(bundle)`, what it
-can compute in, and `open_engine(bundle, threads, precision)`, which returns an `Engine`; then its line in `ENGINES`.
+To add one: its line in `ENGINES`, and a module with
+
+    PACKAGES                                         what pip installs for it; () where it needs no library
+    NOTE                                             what it is, in a few words
+    version()                                        of its library
+    unavailable()                                    why it cannot run on this machine, or None
+    precisions(bundle)                               what it computes the U-Net in, the graphs' own type first
+    open_engine(bundle, threads, precision)          an `Engine`, where it runs on a CPU
+    open_device_engine(bundle, device, stream)       a `DeviceEngine`, where it runs on a GPU: then also in `ON_DEVICE`
+
+An engine on a CPU needs `run` alone; `unet.OwnSkips` is what it has beside it to hand skips on without a copy.
 `hspace.choice` says what "auto" means.
 """
 
@@ -87,15 +96,33 @@ def open_device_engine(name: str, bundle: Bundle, device: Device, stream: Stream
     reason = module.unavailable()
     if reason is not None:
         raise EngineError(f"engine {name}: cannot run here: {reason}")
-    probe.check(name, bundle, None, module.precisions(bundle)[0])
+    probe.check(name, module, bundle, None, module.precisions(bundle)[0])
     engine: DeviceEngine = module.open_device_engine(bundle, device, stream)
     return engine
 
 
 def unavailable(name: str) -> str | None:
-    """Why the engine cannot run on this machine, or None where it can."""
-    reason: str | None = _module(name).unavailable()
+    """Why the engine cannot run on this machine's CPU, or None where it can."""
+    module = _module(name)
+    if not hasattr(module, "open_engine"):
+        return "it runs on a GPU only, as device cuda:0"
+    reason: str | None = module.unavailable()
     return reason
+
+
+def version(name: str) -> str:
+    """Of the engine's library, which has to be there."""
+    return str(_module(name).version())
+
+
+def note(name: str) -> str:
+    """What the engine is, in a few words."""
+    return str(_module(name).NOTE)
+
+
+def packages() -> tuple[str, ...]:
+    """What pip installs for any of the engines."""
+    return tuple(dict.fromkeys(p for name in ENGINES for p in _module(name).PACKAGES))
 
 
 def precisions(name: str, bundle: Bundle) -> tuple[str, ...]:
@@ -117,6 +144,7 @@ def open_engine(
     cannot run or compute that; another one is never substituted. BundleError for graphs that it does not take. Graphs
     that this machine has not opened yet are opened in a process of their own first (`probe`), unless `trusted`.
     """
+    module = _module(name)
     reason = unavailable(name)
     if reason is not None:
         raise EngineError(f"engine {name}: cannot run here: {reason}")
@@ -126,9 +154,9 @@ def open_engine(
             f"precision: found {precision!r}, and engine {name} computes {bundle.folder} in {' or '.join(able)} here"
         )
     precision = precision or able[0]
-    opened = not trusted and probe.check(name, bundle, threads, precision)
+    opened = not trusted and probe.check(name, module, bundle, threads, precision)
     try:
-        engine: Engine = _module(name).open_engine(bundle, threads, precision)
+        engine: Engine = module.open_engine(bundle, threads, precision)
     except MemoryError:
         raise EngineError(f"{bundle.folder}: engine {name} cannot open it: too little memory") from None
     except BundleError as e:

@@ -9,7 +9,7 @@ compared when it is first read after a start of the machine.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +26,22 @@ _VALUES = 1024  # of each output that are kept, evenly spaced
 TOLERANCE = 1e-2
 
 
-def inputs(spec: Component, n: int = 1, m: int = 1) -> dict[str, NDArray[Any]]:
-    """What the fixed evaluation is given, for n trunk and m head samples, in the manifest's shapes and dtypes."""
+def inputs(spec: Component, n: int = 1, source: Sequence[int] = (0,), t: int = 1) -> dict[str, NDArray[Any]]:
+    """A component's inputs for n trunk samples, in the manifest's shapes and dtypes: always the same normal numbers.
+
+    source: the trunk sample of each head sample. t: of every sample.
+    """
     rng = np.random.default_rng(0)
-    found: dict[str, NDArray[Any]] = {}
+    made: dict[str, NDArray[Any]] = {}
     for i in spec.inputs:
-        shape = [{"N": n, "M": m}[d] if isinstance(d, str) else d for d in i.shape]
+        shape = [{"N": n, "M": len(source)}[d] if isinstance(d, str) else d for d in i.shape]
         if i.name == "source":
-            found[i.name] = np.arange(m) % n
+            made[i.name] = np.array(source, i.dtype)
         elif i.name == "t":
-            found[i.name] = np.ones(shape, np.int32)
+            made[i.name] = np.full(shape, t, i.dtype)
         else:
-            found[i.name] = rng.standard_normal(shape, dtype=np.float32).astype(i.dtype)
-    return found
+            made[i.name] = rng.standard_normal(shape, dtype=np.float32).astype(i.dtype)
+    return made
 
 
 def summary(outputs: Iterable[NDArray[Any]]) -> NDArray[np.float32]:

@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import __version__
 from ..bundle import Bundle
+
+PACKAGES: tuple[str, ...] = ()
+NOTE = "computes nothing real: for tests and for measuring overhead"
+
+
+def version() -> str:
+    """hspace's own."""
+    return str(__version__)
 
 
 def unavailable() -> str | None:

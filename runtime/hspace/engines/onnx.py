@@ -1,7 +1,6 @@
 """ONNX Runtime, in the graphs' own types: on the CPU, or on a GPU by its CUDA provider.
 
-On the CPU what `run` returns for the skips is ONNX Runtime's own (OrtValue; its `numpy()` is the array), so that they
-are not copied on their way from the trunk to the head.
+On the CPU the skips stay ONNX Runtime's own (OrtValue) on their way from the trunk to the head, and are not copied.
 """
 
 from __future__ import annotations
@@ -27,8 +26,15 @@ from .signature import Port, check_signature, declared
 if TYPE_CHECKING:
     from ..cuda.driver import Device, Stream
 
+PACKAGES = ("onnxruntime", "onnxruntime-gpu")  # either brings the module onnxruntime
+NOTE = "ONNX Runtime on the CPU, or on a GPU by its CUDA provider"
 _CUDA = "CUDAExecutionProvider"
 _DTYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "int32": "tensor(int32)", "int64": "tensor(int64)"}
+
+
+def version() -> str:
+    """The library's."""
+    return str(privacy.onnxruntime().__version__)
 
 
 def unavailable() -> str | None:
@@ -52,6 +58,13 @@ def open_engine(bundle: Bundle, threads: int | None, precision: str) -> OnnxEngi
     return OnnxEngine(bundle, threads)
 
 
+class _Skips(dict[str, Any]):
+    """A trunk's skips by name, OrtValues (see `unet.Skips`)."""
+
+    def release(self) -> None:
+        self.clear()
+
+
 class OnnxEngine:
     """Sessions of ONNX Runtime's CPU provider; `run` may be called from several threads."""
 
@@ -66,21 +79,33 @@ class OnnxEngine:
         threads = threads or cpu.usable_cores()
         self._sessions = {name: self._session(bundle, name, threads) for name in self._components}
 
-    def run(self, component: str, inputs: Mapping[str, Any]) -> list[Any]:
+    def run(self, component: str, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        return [v.numpy() for v in self._evaluate(component, inputs, {})]
+
+    def trunk(self, inputs: Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], NDArray[Any], _Skips]:
+        h, temb, *skips = self._evaluate("trunk", inputs, {})
+        names = [o.name for o in self._components["trunk"].outputs[2:]]
+        return h.numpy(), temb.numpy(), _Skips(zip(names, skips, strict=True))
+
+    def head(self, skips: _Skips, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        eps: NDArray[Any] = self._evaluate("head", inputs, skips)[0].numpy()
+        return eps
+
+    def _evaluate(self, component: str, inputs: Mapping[str, NDArray[Any]], skips: Mapping[str, Any]) -> list[Any]:
+        """The outputs, OrtValues as the skips are."""
         spec, value = self._components[component], self._ort.OrtValue
         feeds = {
-            i.name: given
-            if isinstance(given := inputs[i.name], value)
-            else value.ortvalue_from_numpy(np.ascontiguousarray(given, dtype=i.dtype))
+            i.name: skips[i.name]
+            if i.name in skips
+            else value.ortvalue_from_numpy(np.ascontiguousarray(inputs[i.name], dtype=i.dtype))
             for i in spec.inputs
         }
-        names = [o.name for o in spec.outputs]
         try:
-            outputs = self._sessions[component].run_with_ort_values(names, feeds)
+            outputs: list[Any] = self._sessions[component].run_with_ort_values([o.name for o in spec.outputs], feeds)
         except Exception as e:
             shapes = ", ".join(f"{k} {v.shape()}" for k, v in feeds.items())
             raise EngineError(f"engine onnx: component {component} failed on {shapes}") from e
-        return [v if n.startswith("skip_") else v.numpy() for n, v in zip(names, outputs, strict=True)]
+        return outputs
 
     def _session(self, bundle: Bundle, component: str, threads: int) -> Any:
         spec = self._components[component]

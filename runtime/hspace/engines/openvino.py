@@ -4,8 +4,7 @@ Three things make it fast, each measured in docs/decisions/0011:
 
 - Graphs are compiled for fixed batch sizes, at their first use; a batch runs as chunks whose sizes are powers of two,
   and an edit's second branch as a run of its own: a head for both would hold its weights once more.
-- Between trunk and head the skips stay in the layout and the type that both compute in. What `run` returns for them
-  is this engine's own, to be given to the head and for nothing else; it holds the trunk's buffers until it is let go.
+- Between trunk and head the skips stay in the trunk's buffers, in the layout and the type that both compute in.
 - In bfloat16, a GroupNorm is a scale and a shift for each channel, from sums over positions: as the exporter writes it
   (Reshape, InstanceNormalization, Reshape), every one of them would turn the whole state into another layout and back.
 
@@ -15,39 +14,29 @@ latent DDIM's network, which run once a call or cost nothing, are float32 throug
 
 from __future__ import annotations
 
-import mmap
-import os
-import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle import Bundle
-from ..errors import BundleError, EngineError, install
-from ..manifest import Component
-from . import answers, cache, cpu, privacy
-from .rewrite import (
-    WIDE_T,
-    Float32,
-    embed,
-    is_skip,
-    is_wide,
-    keep_around,
-    names_above,
-    scale_and_shift,
-    stay_channels_last,
-    widen,
-)
-from .shortage import Lack, reason, refusal, shortage
-from .signature import check_signature, declared
+from ..errors import EngineError, install
+from ..manifest import Component, Tensor
+from . import cpu, privacy
+from .compiled import Compiled, Graphs, fill, read
+from .rewrite import WIDE_T, Size, is_skip, is_wide
+from .shortage import Lack, reason, shortage
 
-_DTYPES = {"float32": "f32", "float16": "f16", "int32": "i32", "int64": "i64"}
+PACKAGES = ("openvino",)
+NOTE = "OpenVINO on the CPU, in bfloat16 where the CPU has it"
 _LARGEST = 65536  # positions of the state, over a chunk: beyond that a larger batch is no faster, and needs more memory
-_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # what narrows the instruction set that the library uses
-_FORM = 3  # of the compiled graphs that are cached: to be raised where `_build` changes what they compute
+
+
+def version() -> str:
+    """The library's."""
+    return str(privacy.openvino().__version__)
 
 
 def unavailable() -> str | None:
@@ -87,97 +76,87 @@ def open_engine(bundle: Bundle, threads: int | None, precision: str) -> OpenVino
     return OpenVinoEngine(bundle, threads, precision)
 
 
-@dataclass(eq=False)
-class _Compiled:
-    """A component for one batch size. A request has buffers of its own: one for each call that is under way.
-
-    wide_t: whether it takes t a second time, in float32 (`rewrite.widen`). weights: the mapped file that the model may
-    read, or None where it has its own.
-    """
-
-    model: Any
-    weights: Any = None
-    idle: list[Any] = field(default_factory=list)
-    wide_t: bool = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.wide_t = any(WIDE_T in i.get_names() for i in self.model.inputs)
-
-    def request(self) -> Any:
-        try:
-            return self.idle.pop()
-        except IndexError:
-            return self.model.create_infer_request()
-
-
 class _Chunk:
-    """Samples first … first + size − 1 of a trunk's batch, and their skips as tensors by name.
+    """Samples first … first + size − 1 of a trunk's batch. skips: the tensors, by name."""
 
-    lent: the trunk whose request's buffers the skips are in, and that request, which goes back to it with the chunk.
-    """
+    def __init__(self, first: int, size: int, skips: dict[str, Any]) -> None:
+        self.first, self.size, self.skips = first, size, skips
 
-    def __init__(self, first: int, size: int, skips: dict[str, Any], lent: tuple[_Compiled, Any] | None = None) -> None:
-        self.first, self.size, self.skips, self.lent = first, size, skips, lent
 
-    def __del__(self) -> None:
-        if self.lent is not None:
-            compiled, request = self.lent
-            self.skips.clear()
-            compiled.idle.append(request)
+class _Skips:
+    """A trunk's skips, chunk by chunk, in the buffers of the requests that computed them (see `unet.Skips`)."""
+
+    def __init__(self) -> None:
+        self.chunks: list[_Chunk] = []
+        self._leased: list[tuple[Compiled, Any]] = []
+
+    def lease(self, compiled: Compiled) -> Any:
+        """A request whose buffers are kept until `release`."""
+        request = compiled.lease()
+        self._leased.append((compiled, request))
+        return request
+
+    def release(self) -> None:
+        self.chunks.clear()
+        while self._leased:
+            compiled, request = self._leased.pop()
+            compiled.give_back(request)
 
 
 class OpenVinoEngine:
-    """See the module. `run` may be called from several threads. precision: of the U-Net, "bf16" or the graphs' own."""
+    """See the module. Safe to call from several threads. precision: of the U-Net, "bf16" or the graphs' own."""
 
     name = "openvino"
     device = "cpu"
     batch_pixels = 2**16
 
     def __init__(self, bundle: Bundle, threads: int | None, precision: str) -> None:
-        ov = privacy.openvino()
-        self._ov, self._core, self._bundle = ov, ov.Core(), bundle
         self.precision = precision
-        self._threads = threads or cpu.usable_cores()
         self._components = bundle.manifest.components
         self._largest = max(1, _LARGEST // bundle.manifest.image.size**2)
-        self._compiled: dict[tuple[str, int, int], _Compiled] = {}
-        self._lock = threading.Lock()
+        self._graphs = Graphs(bundle, threads or cpu.usable_cores(), precision)
         for name in self._components:
             if name == "latent":  # what edits do not use takes no memory until it is used
                 bundle.read_component(name)
             else:
-                self._compile(name, 1)
+                self._graphs.get(name, Size.plain(1))
 
-    def run(self, component: str, inputs: Mapping[str, Any]) -> list[Any]:
+    def run(self, component: str, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         spec = self._components[component]
+        with _explained(component, inputs):
+            if component == "head":
+                return [self._head(self._chunks(spec, inputs), inputs)]
+            parts = []
+            for first, size in self._split(len(inputs[spec.inputs[0].name])):
+                compiled = self._graphs.get(component, Size.plain(size))
+                with compiled.leased() as request:
+                    _infer(compiled, request, spec, inputs, first, size)
+                    parts.append([_array(request.get_tensor(o.name), o) for o in spec.outputs])
+        return [_joined(each) for each in zip(*parts, strict=True)]
+
+    def trunk(self, inputs: Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], NDArray[Any], _Skips]:
+        spec, skips, parts = self._components["trunk"], _Skips(), []
         try:
-            return self._head(spec, inputs) if component == "head" else self._run(component, spec, inputs)
-        except (RuntimeError, ValueError) as e:  # OpenVINO's errors, and NumPy's of a shape
-            shapes = ", ".join(f"{k} {list(v.shape)}" for k, v in inputs.items() if isinstance(v, np.ndarray))
-            raise EngineError(f"engine openvino: component {component} failed on {shapes}") from e
+            with _explained("trunk", inputs):
+                for first, size in self._split(len(inputs["x"])):
+                    compiled = self._graphs.get("trunk", Size.plain(size))
+                    request = skips.lease(compiled)
+                    _infer(compiled, request, spec, inputs, first, size)
+                    parts.append([request.get_tensor(name).data.copy() for name in ("h", "temb")])
+                    tensors = {o.name: request.get_tensor(o.name) for o in spec.outputs if is_skip(o.name)}
+                    skips.chunks.append(_Chunk(first, size, tensors))
+        except BaseException:
+            skips.release()
+            raise
+        h, temb = (_joined(each) for each in zip(*parts, strict=True))
+        return h, temb, skips
 
-    def _run(self, component: str, spec: Component, inputs: Mapping[str, NDArray[Any]]) -> list[Any]:
-        chunks, parts = [], []
-        for first, size in self._split(len(inputs[spec.inputs[0].name])):
-            compiled = self._compile(component, size)
-            request = compiled.request()
-            for i in spec.inputs:
-                data = request.get_tensor(i.name).data
-                data[...] = np.reshape(inputs[i.name][first : first + size], data.shape)
-            if compiled.wide_t:
-                request.get_tensor(WIDE_T).data[...] = np.reshape(inputs["t"][first : first + size], (size, 1))
-            request.infer()
-            parts.append([None if is_skip(o.name) else request.get_tensor(o.name).data.copy() for o in spec.outputs])
-            skips = {o.name: request.get_tensor(o.name) for o in spec.outputs if is_skip(o.name)}
-            chunks.append(_Chunk(first, size, skips, (compiled, request)))
-        return [
-            chunks if is_skip(o.name) else np.concatenate(each) if len(each) > 1 else each[0]
-            for o, each in zip(spec.outputs, zip(*parts, strict=True), strict=True)
-        ]
+    def head(self, skips: _Skips, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        with _explained("head", inputs):
+            return self._head(skips.chunks, inputs)
 
-    def _head(self, spec: Component, inputs: Mapping[str, Any]) -> list[NDArray[Any]]:
-        kept = inputs["skip_0"]
-        chunks = self._chunks(spec, inputs) if isinstance(kept, np.ndarray) else kept
+    def _head(self, chunks: list[_Chunk], inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        spec = self._components["head"]
         source: NDArray[np.int64] = np.asarray(inputs["source"], dtype=np.int64)
         out = np.empty((len(source), *[int(d) for d in spec.outputs[0].shape[1:]]), dtype=spec.outputs[0].dtype)
         turn = _turns(source)
@@ -187,22 +166,21 @@ class OpenVinoEngine:
                 rows = np.flatnonzero(here & (turn == k))
                 rows = rows[np.argsort(source[rows])]
                 # all of the chunk's samples in order, or some: as many as a power of two, the last ones for nobody
-                m = 0 if len(rows) == chunk.size else 1 << (len(rows) - 1).bit_length()
-                compiled = self._compile("head", chunk.size, m)
-                request = compiled.request()
-                for i in spec.inputs:
-                    if is_skip(i.name):
-                        request.set_tensor(i.name, chunk.skips[i.name])
-                    elif i.shape[0] == "N":
-                        first = chunk.first
-                        request.get_tensor(i.name).data[...] = inputs[i.name][first : first + chunk.size]
-                    else:
-                        given = np.asarray(inputs[i.name])[np.resize(rows, m or chunk.size)]
-                        request.get_tensor(i.name).data[...] = given - (chunk.first if i.name == "source" else 0)
-                request.infer()
-                out[rows] = request.get_tensor(spec.outputs[0].name).data[: len(rows)]
-                compiled.idle.append(request)
-        return [out]
+                every = len(rows) == chunk.size
+                size = Size.plain(chunk.size) if every else Size(chunk.size, 1 << (len(rows) - 1).bit_length())
+                with self._graphs.get("head", size).leased() as request:
+                    for i in spec.inputs:
+                        if is_skip(i.name):
+                            request.set_tensor(i.name, chunk.skips[i.name])
+                        elif i.shape[0] == "N":
+                            first = chunk.first
+                            request.get_tensor(i.name).data[...] = inputs[i.name][first : first + chunk.size]
+                        else:
+                            given = np.asarray(inputs[i.name])[np.resize(rows, size.m)]
+                            request.get_tensor(i.name).data[...] = given - (chunk.first if i.name == "source" else 0)
+                    request.infer()
+                    out[rows] = request.get_tensor(spec.outputs[0].name).data[: len(rows)]
+        return out
 
     def _split(self, count: int) -> Iterator[tuple[int, int]]:
         """Chunks as (first, size): the largest first, then the powers of two that are left."""
@@ -214,148 +192,52 @@ class OpenVinoEngine:
 
     def _chunks(self, spec: Component, inputs: Mapping[str, NDArray[Any]]) -> list[_Chunk]:
         """Skips that come as arrays, [N, C, H, W], in this engine's form."""
+        tensor = privacy.openvino().Tensor
         chunks = []
         for first, size in self._split(len(inputs["skip_0"])):
-            model = self._compile("head", size).model
+            model = self._graphs.get("head", Size.plain(size)).model
             skips = {}
             for i in spec.inputs:
                 if is_skip(i.name):
-                    tensor = self._ov.Tensor(model.input(i.name).element_type, model.input(i.name).shape)
+                    skips[i.name] = tensor(model.input(i.name).element_type, model.input(i.name).shape)
                     array = np.asarray(inputs[i.name][first : first + size], dtype=i.dtype)
-                    if is_wide(i.shape):
-                        array = array.transpose(0, 2, 3, 1)
-                    self._fill(tensor, array)
-                    skips[i.name] = tensor
+                    fill(skips[i.name], array.transpose(0, 2, 3, 1) if is_wide(i.shape) else array)
             chunks.append(_Chunk(first, size, skips))
         return chunks
 
-    # --- compiling ------------------------------------------------------------------------------------
 
-    def _compile(self, component: str, n: int, m: int = 0) -> _Compiled:
-        """The component for n samples, from the cache if it is there. m: how many the head has of its own, or 0 where
-        each of the trunk's has one, in their order, and nothing has to be gathered.
-        """
-        key = component, n, m
-        with self._lock:
-            if key not in self._compiled:
-                bf16 = self.precision == "bf16" and component in ("trunk", "head")
-                config = {
-                    "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
-                    "PERFORMANCE_HINT": "LATENCY",
-                    "NUM_STREAMS": "1",
-                    "INFERENCE_NUM_THREADS": str(self._threads),
-                }
-                self._compiled[key] = self._load(component, n, m, bf16, config)
-            return self._compiled[key]
+def _infer(
+    compiled: Compiled, request: Any, spec: Component, inputs: Mapping[str, NDArray[Any]], first: int, size: int
+) -> None:
+    """Evaluates samples first … first + size − 1."""
+    for i in spec.inputs:
+        data = request.get_tensor(i.name).data
+        data[...] = np.reshape(inputs[i.name][first : first + size], data.shape)
+    if compiled.wide_t:
+        request.get_tensor(WIDE_T).data[...] = np.reshape(inputs["t"][first : first + size], (size, 1))
+    request.infer()
 
-    def _load(self, component: str, n: int, m: int, bf16: bool, config: dict[str, str]) -> _Compiled:
-        spec = self._components[component]
-        where = f"{self._bundle.folder / spec.file}"
-        device = self._core.get_property("CPU", "FULL_DEVICE_NAME")
-        capabilities = sorted(self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
-        able = (device, capabilities, cpu.instruction_set(), *(os.environ.get(name) for name in _LIMITS))
-        of = (_FORM, self._ov.__version__, *able, sorted(config.items()), spec.sha256, declared(spec), n, m)
-        key = cache.key(*of)
-        entry = cache.Entry("openvino", key)
-        imported = self._import(entry, config)
-        if imported is not None:
-            self._bundle.check(spec)  # what it was made of has to be as it was
-            if answers.hold(key, lambda: self._answers(imported, spec, n, m)):
-                return imported
-        try:
-            model = self._core.read_model(self._bundle.read_component(component))
-        except RuntimeError as e:
-            raise refusal(where, "OpenVINO cannot load this graph", e) from e
-        sides = [
-            [(p.any_name, p.element_type.get_type_name(), _dimensions(p)) for p in ports]
-            for ports in (model.inputs, model.outputs)
-        ]
-        check_signature(spec, sides[0], sides[1], _DTYPES, where)
-        try:
-            compiled = self._core.compile_model(self._build(model, spec, n, m, bf16), "CPU", config)
-        except RuntimeError as e:
-            raise refusal(where, "OpenVINO cannot compile this graph", e) from e
-        del model
-        answers.remember(key, self._answers(_Compiled(compiled), spec, n, m))
-        entry.write(compiled.export_model().getbuffer())
-        return self._import(entry, config) or _Compiled(compiled)  # which holds the weights twice
 
-    def _answers(self, compiled: _Compiled, spec: Component, n: int, m: int) -> NDArray[np.float32]:
-        """Of one evaluation with fixed inputs; see `answers`."""
-        given, request = answers.inputs(spec, n, m or n), compiled.request()
-        for port in compiled.model.inputs:
-            name = next(n for n in (WIDE_T, *given) if n in port.get_names())  # of which it may have several
-            tensor = request.get_tensor(name)
-            value = np.ones((n, 1)) if name == WIDE_T else given[name]
-            if is_skip(name) and is_wide(list(value.shape)):
-                value = value.transpose(0, 2, 3, 1)
-            self._fill(tensor, value)
-        request.infer()
-        found = answers.summary(_read(request.get_tensor(o.name)) for o in spec.outputs)
-        compiled.idle.append(request)
-        return found
+@contextmanager
+def _explained(component: str, inputs: Mapping[str, NDArray[Any]]) -> Iterator[None]:
+    """OpenVINO's errors, and NumPy's of a shape, as ours."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as e:
+        shapes = ", ".join(f"{k} {list(v.shape)}" for k, v in inputs.items())
+        raise EngineError(f"engine openvino: component {component} failed on {shapes}") from e
 
-    def _fill(self, tensor: Any, value: NDArray[Any]) -> None:
-        if tensor.element_type == self._ov.Type.bf16:  # NumPy has none: rounded to nearest, ties to even
-            bits = np.ascontiguousarray(value, dtype=np.float32).view(np.uint32)
-            halves = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
-            tensor.data.view(np.uint16)[...] = halves.astype(np.uint16)
-        else:
-            tensor.data[...] = value
 
-    def _import(self, entry: cache.Entry, config: dict[str, str]) -> _Compiled | None:
-        """What `entry` holds, or None. The library packs the weights that it finds in the mapped file, and seldom
-        returns to them: their pages are given back at once, and are read again where they are wanted.
-        """
-        found = entry.map()
-        if found is None:
-            return None
-        whole, blob = found
-        try:
-            shared = self._ov.Tensor(np.frombuffer(blob, np.uint8), shared_memory=True)
-            compiled = self._core.import_model(shared, "CPU", config)
-        except RuntimeError:  # a blob that this library does not take
-            return None
-        if hasattr(whole, "madvise"):
-            whole.madvise(mmap.MADV_DONTNEED)
-        return _Compiled(compiled, whole)
+def _array(tensor: Any, output: Tensor) -> NDArray[Any]:
+    """A copy of an output, as the manifest has it."""
+    if is_skip(output.name) and is_wide(output.shape):
+        return np.array(read(tensor).transpose(0, 3, 1, 2), output.dtype, order="C")
+    array: NDArray[Any] = tensor.data.copy()
+    return array
 
-    def _build(self, model: Any, spec: Component, n: int, m: int, bf16: bool) -> Any:
-        """The graph for n and m samples, with its skips in the network's own form."""
-        ov = self._ov
-        model.reshape({i.name: [{"N": n, "M": m or n}.get(str(d), d) for d in i.shape] for i in spec.inputs})
-        for node in model.get_ordered_ops():
-            if node.get_type_name() == "Gather" and "source" in names_above(node.input_value(1)):
-                rows = node.input_value(0).get_shape()[0]
-                if rows < n:  # the library would read what is beside them
-                    where = f"{self._bundle.folder / spec.file}"
-                    raise BundleError(f"{where}: source is of {n} samples, and chooses among {rows} rows")
-                if m == 0:
-                    for user in node.output(0).get_target_inputs():
-                        user.replace_source_output(node.input_value(0))
-        if bf16:
-            keep = Float32(self._core)
-            scale_and_shift(model, keep)
-            for node in model.get_ordered_ops():
-                if node.get_type_name() == "Softmax":
-                    keep(node)
-            keep_around(model, keep)
-            if any(o.name == "temb" for o in spec.outputs):
-                widen(model, n)
-                embed(model.output("temb").get_node().input_value(0), keep)
-        form = ov.preprocess.PrePostProcessor(model)
-        for ports, of in ((spec.inputs, form.input), (spec.outputs, form.output)):
-            for port in ports:
-                if is_skip(port.name) and is_wide(port.shape):
-                    side = of(port.name)
-                    side.tensor().set_layout(ov.Layout("NHWC"))
-                    side.model().set_layout(ov.Layout("NCHW"))
-                    if bf16:
-                        side.tensor().set_element_type(ov.Type.bf16)
-        built = form.build()
-        if bf16:
-            stay_channels_last(built)
-        return built
+
+def _joined(parts: tuple[NDArray[Any], ...]) -> NDArray[Any]:
+    return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
 
 def _turns(source: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -365,15 +247,3 @@ def _turns(source: NDArray[np.int64]) -> NDArray[np.int64]:
     turns = np.empty_like(source)
     turns[order] = np.arange(len(source)) - np.searchsorted(ordered, ordered)
     return turns
-
-
-def _read(tensor: Any) -> NDArray[np.float32]:
-    """A tensor's values, those of bfloat16 among them."""
-    if tensor.element_type.get_type_name() == "bf16":
-        bits: NDArray[np.uint32] = tensor.data.view(np.uint16).astype(np.uint32) << 16
-        return bits.view(np.float32)
-    return np.asarray(tensor.data, np.float32)
-
-
-def _dimensions(port: Any) -> list[int | None]:
-    return [None if d.is_dynamic else d.get_length() for d in port.partial_shape]

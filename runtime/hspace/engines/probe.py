@@ -15,17 +15,19 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from .. import errors
 from ..bundle import Bundle
 from ..errors import BundleError, EngineError, HspaceError
 from ..manifest import File, Manifest
-from . import cache, cpu, privacy
+from . import answers, cache, cpu, unet
 from .shortage import ENOUGH, address_limit, lacks, limited, refusal
 from .signature import declared
 
@@ -42,27 +44,26 @@ _TRIES: tuple[tuple[int, tuple[int, ...], float], ...] = (
     (2, (0, 1, 1), 0.5),
 )
 _LOG = logging.getLogger("hspace")
-_LIBRARIES = {"onnx": privacy.onnxruntime, "openvino": privacy.openvino}
 
 
-def check(name: str, bundle: Bundle, threads: int | None, precision: str) -> bool:
+def check(name: str, module: Any, bundle: Bundle, threads: int | None, precision: str) -> bool:
     """Returns True where the engine opened the bundle's graphs on this machine before, or does so now in its own
-    process; False where they are not tried.
+    process; False where they are not tried. module: the engine's.
 
     Raises BundleError, naming the file, where it does not survive that, or a value is not finite; and whatever else
     opening it there raised. Where the cache is not used, nothing is remembered, and this is done at each `open`.
     """
-    if name not in _LIBRARIES or not sys.executable:
+    if not module.PACKAGES or not sys.executable:  # no library reads the graphs
         return False
     components = bundle.manifest.components
-    of = (_FORM, name, _LIBRARIES[name]().__version__, precision, cpu.instruction_set())
+    of = (_FORM, name, module.version(), precision, cpu.instruction_set())
     entry = cache.Entry("opened", cache.key(*of, *((c.sha256, declared(c)) for c in components.values())))
     if entry.read() is not None:
         return True
     for component in components:
         bundle.read_component(component)
-    asked = {"engine": name, "folder": str(bundle.folder), "threads": threads, "precision": precision}
-    sound = _run(f"engine {name}", bundle, {**asked, "manifest": msgspec.to_builtins(bundle.manifest)})
+    asked = {"engine": name, "module": module.__name__, "threads": threads, "precision": precision}
+    sound = _run(f"engine {name}", bundle, asked)
     if sound:
         entry.write(b"opened")
     return sound
@@ -75,8 +76,7 @@ def check_with_onnx(bundle: Bundle) -> bool:
     """
     if importlib.util.find_spec("onnx") is None or not sys.executable:
         return False
-    asked = {"engine": None, "folder": str(bundle.folder), "manifest": msgspec.to_builtins(bundle.manifest)}
-    return _run("ONNX's checker", bundle, asked)
+    return _run("ONNX's checker", bundle, {"engine": None})
 
 
 # --- the process that asks ----------------------------------------------------------------------------
@@ -87,6 +87,7 @@ def _run(who: str, bundle: Bundle, asked: dict[str, Any]) -> bool:
     size = sum(c.bytes for c in bundle.manifest.components.values())
     seconds = _SECONDS + _SECONDS_EACH * size // 2**20
     asked |= {"memory": ENOUGH + _MEMORY_EACH * size, "seconds": seconds}
+    asked |= {"folder": str(bundle.folder), "manifest": msgspec.to_builtins(bundle.manifest)}
     # found as this process found it; -P: and nothing that lies in the current folder
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(p) for p in sys.path if p)}
     command = [sys.executable, "-P", "-m", __name__]
@@ -176,7 +177,9 @@ def _main() -> None:
         if asked["engine"] is None:
             _check_with_onnx(bundle)
         else:
-            _open(asked["engine"], bundle, asked["threads"], asked["precision"])
+            engine = importlib.import_module(asked["module"]).open_engine(bundle, asked["threads"], asked["precision"])
+            for samples, heads, part in _TRIES if asked["engine"] == "onnx" else _TRIES[:-1]:
+                _evaluate(asked["engine"], engine, bundle, samples, heads, part)
         say(True)
     except Exception as e:
         say(_told(e, bundle, asked["memory"] if own else None))
@@ -207,47 +210,45 @@ def _limit(memory: int, seconds: int) -> None:
         resource.setrlimit(what, (most if soft == resource.RLIM_INFINITY else min(most, soft), hard))
 
 
-def _open(name: str, bundle: _Reporting, threads: int | None, precision: str) -> None:
-    """Opens the bundle as its user will, and evaluates every component as each of `_TRIES` says."""
-    engine: Any = importlib.import_module(f".{name}", __package__).open_engine(bundle, threads, precision)
-    components = bundle.manifest.components
-    for samples, heads, part in _TRIES if name == "onnx" else _TRIES[:-1]:
-        outputs: dict[str, Any] = {}
-        for component, inputs in _inputs(bundle.manifest, outputs, samples, heads, part):
-            where = f"{bundle.folder / components[component].file}"
-            bundle.begin(components[component])
-            try:
-                found = engine.run(component, inputs)
-            except EngineError as e:
-                raise refusal(where, f"engine {name} cannot evaluate this graph", e.__cause__ or e) from e.__cause__
-            for tensor, value in zip(components[component].outputs, found, strict=True):
-                outputs[tensor.name] = value
-                if isinstance(value, np.ndarray) and not np.isfinite(value).all():
-                    raise BundleError(f"{where}: {tensor.name}: gives values that are not finite")
-            if component == "head" and not np.any(found[0]):
-                raise BundleError(f"{where}: eps: gives nothing but zeros")
+def _evaluate(name: str, engine: Any, bundle: _Reporting, samples: int, heads: tuple[int, ...], part: float) -> None:
+    """Every component, on random inputs; the head on what the trunk gave. samples, heads, part: see `_TRIES`."""
+    components, schedules = bundle.manifest.components, bundle.manifest.schedules
 
-
-def _inputs(
-    manifest: Manifest, outputs: dict[str, Any], samples: int, heads: tuple[int, ...], part: float
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each component with random inputs. outputs: what those before it gave."""
-    rng = np.random.default_rng(0)
-    for name in (n for n in ("trunk", "head", "encoder", "latent") if n in manifest.components):
-        schedule = manifest.schedules.latent if name == "latent" else manifest.schedules.image
+    def drawn(component: str) -> dict[str, NDArray[Any]]:
+        schedule = schedules.latent if component == "latent" else schedules.image
         t = 0 if schedule is None else int(part * (schedule.build().timesteps - 1))
-        inputs: dict[str, Any] = {}
-        for i in manifest.components[name].inputs:
-            shape = [{"N": samples, "M": len(heads)}[d] if isinstance(d, str) else d for d in i.shape]
-            if i.name in outputs and name == "head":
-                inputs[i.name] = outputs[i.name]
-            elif i.name in ("t", "source"):
-                inputs[i.name] = np.array([t] * samples if i.name == "t" else heads, i.dtype)
-            else:
-                inputs[i.name] = rng.standard_normal(shape, dtype=np.float32).astype(i.dtype)
-            if i.name == "h" and name == "head":
-                inputs["h"] = inputs["h"][list(heads)]
-        yield name, inputs
+        return answers.inputs(components[component], samples, heads, t)
+
+    with _tried(name, bundle, "trunk") as finite:
+        features = unet.trunk(engine, **drawn("trunk"))
+        finite([features.h, features.temb])
+    with features, _tried(name, bundle, "head") as finite:
+        eps = unet.head(engine, features, features.h[list(heads)], np.array(heads))
+        finite([eps])
+        if not eps.any():
+            raise BundleError(f"{bundle.folder / components['head'].file}: eps: gives nothing but zeros")
+    for component in (c for c in ("encoder", "latent") if c in components):
+        with _tried(name, bundle, component) as finite:
+            finite(engine.run(component, drawn(component)))
+
+
+@contextmanager
+def _tried(name: str, bundle: _Reporting, component: str) -> Iterator[Callable[[list[NDArray[Any]]], None]]:
+    """Says which file is evaluated. Gives what refuses outputs, in the manifest's order, that are not finite."""
+    spec = bundle.manifest.components[component]
+    where = f"{bundle.folder / spec.file}"
+
+    def finite(outputs: list[NDArray[Any]]) -> None:
+        names = (o.name for o in spec.outputs if not o.name.startswith("skip_"))
+        for output, value in zip(names, outputs, strict=True):
+            if not np.isfinite(value).all():
+                raise BundleError(f"{where}: {output}: gives values that are not finite")
+
+    bundle.begin(spec)
+    try:
+        yield finite
+    except EngineError as e:
+        raise refusal(where, f"engine {name} cannot evaluate this graph", e.__cause__ or e) from e.__cause__
 
 
 def _check_with_onnx(bundle: _Reporting) -> None:

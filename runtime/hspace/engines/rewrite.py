@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from ..errors import BundleError
+from ..manifest import Component
 
 WIDE_T = "t in float32"  # an input of the rewritten trunk
 
@@ -16,6 +20,71 @@ def is_skip(name: str) -> bool:
 def is_wide(shape: list[Any]) -> bool:
     """Whether it is a feature map; what else a trunk hands on (the state, a level) stays as it is."""
     return len(shape) == 4 and int(shape[1]) >= 16
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many samples a graph is compiled for: n of the trunk's, and m of the head's.
+
+    gathers: whether `source` says which trunk sample each of the head's reads. Where it does not, m is n, and each
+    reads its own.
+    """
+
+    n: int
+    m: int
+    gathers: bool = True
+
+    @classmethod
+    def plain(cls, n: int) -> Size:
+        """n samples, of which nothing is gathered."""
+        return cls(n, n, gathers=False)
+
+
+def build(core: Any, model: Any, spec: Component, size: Size, bf16: bool, where: str) -> Any:
+    """The graph for that many samples, with its skips in the network's own form.
+
+    Raises BundleError, which names the file `where`, for a source that chooses among too few rows.
+    """
+    from openvino import Layout, Type
+    from openvino.preprocess import PrePostProcessor
+
+    model.reshape({i.name: [{"N": size.n, "M": size.m}.get(str(d), d) for d in i.shape] for i in spec.inputs})
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "Gather" and "source" in names_above(node.input_value(1)):
+            rows = node.input_value(0).get_shape()[0]
+            if rows < size.n:  # the library would read what is beside them
+                raise BundleError(f"{where}: source is of {size.n} samples, and chooses among {rows} rows")
+            if not size.gathers:
+                for user in node.output(0).get_target_inputs():
+                    user.replace_source_output(node.input_value(0))
+    if bf16:
+        _for_bfloat16(core, model, spec, size.n)
+    form = PrePostProcessor(model)
+    for ports, of in ((spec.inputs, form.input), (spec.outputs, form.output)):
+        for port in ports:
+            if is_skip(port.name) and is_wide(port.shape):
+                side = of(port.name)
+                side.tensor().set_layout(Layout("NHWC"))
+                side.model().set_layout(Layout("NCHW"))
+                if bf16:
+                    side.tensor().set_element_type(Type.bf16)
+    built = form.build()
+    if bf16:
+        stay_channels_last(built)
+    return built
+
+
+def _for_bfloat16(core: Any, model: Any, spec: Component, n: int) -> None:
+    """Norms as a scale and a shift; and in float32 what needs the digits."""
+    keep = Float32(core)
+    scale_and_shift(model, keep)
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "Softmax":
+            keep(node)
+    keep_around(model, keep)
+    if any(o.name == "temb" for o in spec.outputs):
+        widen(model, n)
+        embed(model.output("temb").get_node().input_value(0), keep)
 
 
 class Float32:

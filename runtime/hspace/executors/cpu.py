@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..batch import Moved, Network, Observe, Result, Sample, check_left
 from ..deltas import inject
-from ..engines import Engine
+from ..engines import Engine, unet
 from ..errors import ArgumentError
 from ..manifest import Component
 from ..noise import Stream, normal
@@ -204,32 +204,30 @@ class Batch:
         if x.ndim == 2:  # the latent DDIM: z_sem itself is the state
             (eps,) = self.engine.run("latent", {"z_sem": x, "t": rows["t"]})
             return _float32(eps), _float32(eps), None
-        given: dict[str, NDArray[Any]] = {} if self._z_sem is None else {"z_sem": self._z_sem[active]}
-        bottleneck, temb, *skips = self.engine.run("trunk", {"x": x, "t": rows["t"], **given})
-        h = bottleneck
-        source = np.arange(len(active))
-        branch = rows["branch"]
-        edits = {i: sample.edit for i in branch.nonzero()[0] if (sample := self._samples[active[i]]) is not None}
-        edited = [i for i, edit in edits.items() if edit.deltas]
-        asymmetric = [i for i in edited if branch[i] == Branch.ASYMMETRIC]
-        if edited:
-            h = _float32(h)
-            moved = h[edited] + inject(
-                h[edited],
-                _float32(temb[edited]),
-                rows["t"][edited],
-                rows["edit_scale"][edited],
-                [edits[i] for i in edited],
-            )
-            symmetric = branch[edited] == Branch.SYMMETRIC
-            if symmetric.any():
-                h = h.copy()
-                h[np.compress(symmetric, edited)] = moved[symmetric]
-            h = np.concatenate([h, moved[~symmetric]])
-            source = np.append(source, np.array(asymmetric, dtype=source.dtype))
-        inputs = {"h": h, "temb": temb, **{f"skip_{i}": s for i, s in enumerate(skips)}, "source": source, **given}
-        (out,) = self.engine.run("head", inputs)
-        out = _float32(out)
+        z_sem = None if self._z_sem is None else self._z_sem[active]
+        with unet.trunk(self.engine, x, rows["t"], z_sem) as features:
+            h = bottleneck = features.h
+            source = np.arange(len(active))
+            branch = rows["branch"]
+            edits = {i: sample.edit for i in branch.nonzero()[0] if (sample := self._samples[active[i]]) is not None}
+            edited = [i for i, edit in edits.items() if edit.deltas]
+            asymmetric = [i for i in edited if branch[i] == Branch.ASYMMETRIC]
+            if edited:
+                h = _float32(h)
+                moved = h[edited] + inject(
+                    h[edited],
+                    _float32(features.temb[edited]),
+                    rows["t"][edited],
+                    rows["edit_scale"][edited],
+                    [edits[i] for i in edited],
+                )
+                symmetric = branch[edited] == Branch.SYMMETRIC
+                if symmetric.any():
+                    h = h.copy()
+                    h[np.compress(symmetric, edited)] = moved[symmetric]
+                h = np.concatenate([h, moved[~symmetric]])
+                source = np.append(source, np.array(asymmetric, dtype=source.dtype))
+            out = _float32(unet.head(self.engine, features, h, source))
         eps = out[: len(active)]
         if not asymmetric:
             return eps, eps, bottleneck
