@@ -8,7 +8,8 @@ An engine may hand the skips on in a form of its own (`OwnSkips`), so that they 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
@@ -39,13 +40,6 @@ class OwnSkips(Protocol):
         ...
 
 
-class _Arrays(dict[str, NDArray[Any]]):
-    """The skips of an engine without a form of its own, by name."""
-
-    def release(self) -> None:
-        self.clear()
-
-
 class Features:
     """What a trunk made of N samples. h [N, C, H, W] and temb [N, T]: arrays of the caller's. The rest is opaque.
 
@@ -54,14 +48,16 @@ class Features:
 
     __slots__ = ("_given", "_skips", "h", "temb")
 
-    def __init__(self, h: NDArray[Any], temb: NDArray[Any], skips: Skips, given: dict[str, NDArray[Any]]) -> None:
+    def __init__(
+        self, h: NDArray[Any], temb: NDArray[Any], given: dict[str, NDArray[Any]], skips: Skips | None
+    ) -> None:
         self.h, self.temb = h, temb
-        self._skips: Skips | None = skips
-        self._given = given
+        self._given: dict[str, NDArray[Any]] | None = given  # the head's inputs but h and source; None once released
+        self._skips = skips  # None where they are arrays, among what is given
 
     def release(self) -> None:
         """Lets the engine have its memory back. A head cannot read the features any more; h and temb stay."""
-        skips, self._skips = self._skips, None
+        skips, self._given, self._skips = self._skips, None, None
         if skips is not None:
             skips.release()
 
@@ -72,20 +68,29 @@ class Features:
         self.release()
 
 
+@cache
+def _names(count: int) -> tuple[str, ...]:
+    """Of skips, kept since a step is made of microseconds."""
+    return tuple(f"skip_{i}" for i in range(count))
+
+
 def trunk(engine: Engine, x: NDArray[Any], t: NDArray[Any], z_sem: NDArray[Any] | None = None) -> Features:
     """Evaluates the trunk. x: float32 [N, 3, H, W]. t: int32 [N]. z_sem: float32 [N, Z], where the U-Net takes it.
 
     Raises EngineError.
     """
     inputs = {"x": x, "t": t} if z_sem is None else {"x": x, "t": t, "z_sem": z_sem}
-    own: Callable[..., tuple[NDArray[Any], NDArray[Any], Skips]] | None = getattr(engine, "trunk", None)  # OwnSkips
-    skips: Skips
+    own = getattr(engine, "trunk", None)  # of `OwnSkips`
     if own is None:
         h, temb, *arrays = engine.run("trunk", inputs)
-        skips = _Arrays((f"skip_{i}", a) for i, a in enumerate(arrays))
+        given, skips = dict(zip(_names(len(arrays)), arrays, strict=True)), None
     else:
         h, temb, skips = own(inputs)
-    return Features(h, temb, skips, {"temb": temb} if z_sem is None else {"temb": temb, "z_sem": z_sem})
+        given = {}
+    given["temb"] = temb
+    if z_sem is not None:
+        given["z_sem"] = z_sem
+    return Features(h, temb, given, skips)
 
 
 def head(engine: Engine, features: Features, h: NDArray[Any], source: NDArray[Any]) -> NDArray[Any]:
@@ -93,11 +98,10 @@ def head(engine: Engine, features: Features, h: NDArray[Any], source: NDArray[An
 
     features: of a trunk on the same engine. Raises EngineError, also where they were released.
     """
-    skips = features._skips
-    if skips is None:
+    if features._given is None:
         raise EngineError("features: were released, expected those of a trunk that are still held")
     inputs = {"h": h, "source": source, **features._given}
-    if isinstance(skips, _Arrays):
-        return engine.run("head", inputs | skips)[0]
-    eps: NDArray[Any] = engine.head(skips, inputs)  # type: ignore[attr-defined]  # OwnSkips: it made them
+    if features._skips is None:
+        return engine.run("head", inputs)[0]
+    eps: NDArray[Any] = engine.head(features._skips, inputs)  # type: ignore[attr-defined]  # of `OwnSkips`
     return eps
