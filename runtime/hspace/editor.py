@@ -103,10 +103,10 @@ class Editor:
 
     Calls that take `**run` share these options. `preset` names one of the bundle's, by default its default; `steps`,
     `sampler` ("ddim", "ddpm", "ddpm_large", "dpmpp_2m", "bdia" or "obelm"), `t_edit` and `t_boost` (timesteps of the
-    schedule) override it. `seed` (0 … 2⁶⁴ − 1) chooses the noise of rows that draw, and `image_numbers` the images'
-    numbers for it, for a caller who makes one job out of several calls (by default 0 … N − 1); `noise` gives it
-    instead: float32 [rows that draw, N, 3, H, W]. `on_step` is called with a `Step` after each evaluation; where it
-    returns False the call raises Cancelled. `output` is "uint8", "float32" or "device".
+    schedule) override it. `seed` (0 … 2⁶⁴ − 1, or one for each image) chooses the noise of rows that draw, and
+    `image_numbers` the images' numbers for it, for a caller who makes one job out of several calls (by default
+    0 … N − 1); `noise` gives it instead: float32 [rows that draw, N, 3, H, W]. `on_step` is called with a `Step` after
+    each evaluation; where it returns False the call raises Cancelled. `output` is "uint8", "float32" or "device".
 
     An image's result does not depend on the batch that it was in. Where results are not finite the call raises
     NotFinite, which names the images and has the others' results.
@@ -272,8 +272,9 @@ class Editor:
         self.check_latent(latent)
         every = Latent.stack([one for one in latent for _ in points])
         if run.get("noise") is None:
-            numbers = run.get("image_numbers")
-            run["image_numbers"] = np.repeat(range(len(latent)) if numbers is None else numbers, len(points)).tolist()
+            numbers, seed = run.get("image_numbers"), run.get("seed", 0)
+            run["image_numbers"] = _each(range(len(latent)) if numbers is None else numbers, len(points))
+            run["seed"] = _each(seed, len(points)) if isinstance(seed, Sequence) else seed
         found = self.decode(every, points * len(latent), **run)
         return found.reshape(len(latent), *shape, *found.shape[1:])
 
@@ -357,9 +358,10 @@ class Editor:
         check_whole("count", count)
         plan = self._requests.plan("sample", run)
         decodes = self._requests.decodes(plan, edits, count, run)
-        x_T = noise_of("x_T", x_T, count, self._shape, decodes.seed, Stream.X_T)
+        seed = check_seed(run.get("seed", 0))
+        x_T = noise_of("x_T", x_T, count, self._shape, seed, Stream.X_T)
         progress = Progress(run.get("on_step"), self._runner.evaluations(decodes.rows))
-        z_sem = self._draw_z(count, plan, latent_steps, decodes.seed, z_noise, accept, progress)
+        z_sem = self._draw_z(count, plan, latent_steps, seed, z_noise, accept, progress)
         latent = Latent(x_T, z_sem, provenance=self._provenance(plan, run.get("preset"), encoded=False))
         return self._decode(latent, decodes, progress)
 
@@ -658,6 +660,11 @@ class Editor:
                 f"latent: made by the model {maker!r} (checkpoint {checkpoint[:12]}…), "
                 f"expected {manifest.name!r} ({manifest.provenance.checkpoint_sha256[:12]}…)"
             )
+
+
+def _each(values: Sequence[int], times: int) -> list[int]:
+    """Every value so many times in a row."""
+    return [value for value in values for _ in range(times)]
 
 
 def _not_finite(faults: Mapping[int, NotFinite], others: Mapping[int, Any], what: str = "images") -> NotFinite:

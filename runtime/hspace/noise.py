@@ -35,7 +35,7 @@ def philox4x32(counter: NDArray[np.uint32], seed: int) -> NDArray[np.uint32]:
     return np.stack([c0, c1, c2, c3], axis=1).astype(np.uint32)
 
 
-def check_seed(seed: int) -> int:
+def check_seed(seed: object) -> int:
     """`seed` as an int in 0 … 2⁶⁴ − 1, or ArgumentError."""
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:
         raise ArgumentError(f"seed: found {seed!r}, expected a whole number from 0 to 2^64 - 1")

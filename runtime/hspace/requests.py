@@ -33,7 +33,7 @@ class Run(TypedDict, total=False):
     sampler: str | None
     t_edit: int | None
     t_boost: int | None
-    seed: int
+    seed: int | Sequence[int]
     noise: Float32 | None
     image_numbers: Sequence[int] | None
     on_step: OnStep | None
@@ -52,13 +52,13 @@ def check_run(call: str, run: Mapping[str, Any]) -> None:
 class Decodes:
     """The decodes of a call's N images, checked and compiled: all that their samples need but the codes.
 
-    numbers: the images', for their draws. noise: float32 [rows that draw, N, 3, H, W], instead of draws from the seed.
+    seeds, numbers: the images', for their draws. noise: float32 [rows that draw, N, 3, H, W], instead of draws.
     """
 
     plan: Preset
     edits: Sequence[Edit]
     programs: Sequence[Program]
-    seed: int
+    seeds: Sequence[int]
     numbers: Sequence[int]
     noise: Float32 | None
     output: Output
@@ -74,6 +74,7 @@ class Decodes:
             self,
             edits=[self.edits[i] for i in images],
             programs=[self.programs[i] for i in images],
+            seeds=[self.seeds[i] for i in images],
             numbers=[self.numbers[i] for i in images],
             noise=None if self.noise is None else self.noise[:, list(images)],
         )
@@ -81,11 +82,12 @@ class Decodes:
     def samples(self, latent: Latent) -> list[Sample]:
         """The samples that decode a latent of N images. Raises ArgumentError where z_sem is moved out of float32."""
         made = []
-        for i, (edit, program, number) in enumerate(zip(self.edits, self.programs, self.numbers, strict=True)):
+        each = zip(self.edits, self.programs, self.seeds, self.numbers, strict=True)
+        for i, (edit, program, seed, number) in enumerate(each):
             z_sem = None if latent.z_sem is None else edit.move(latent.z_sem[i])
             x_prev = None if latent.x_prev is None else latent.x_prev[i]
             noise = None if self.noise is None else self.noise[: int(program.rows["draws"].sum()), i]
-            made.append(Sample(latent.x_T[i], program, z_sem, edit, x_prev, self.seed, number, noise))
+            made.append(Sample(latent.x_T[i], program, z_sem, edit, x_prev, seed, number, noise))
         return made
 
 
@@ -124,13 +126,14 @@ class Requests:
             if (edit.branch, edit.n_train) not in programs:
                 programs[edit.branch, edit.n_train] = self.planner.decode(plan, edit, resume=resume)
         each = [programs[edit.branch, edit.n_train] for edit in compiled]
-        seed, noise, numbers = check_seed(run.get("seed", 0)), run.get("noise"), run.get("image_numbers")
+        noise, numbers = run.get("noise"), run.get("image_numbers")
+        seeds = _seeds(run.get("seed", 0), count)
         if noise is not None:
             check_array("noise", noise, (max(int(p.rows["draws"].sum()) for p in each), count, *self._shape))
         checked = _numbers(numbers, count, noise is not None)
         output = run.get("output", "uint8")
         check_output(output, self._on_device)
-        return Decodes(plan, compiled, each, seed, checked, noise, output)
+        return Decodes(plan, compiled, each, seeds, checked, noise, output)
 
     def encodes(self, plan: Preset, x: Any, z_sem: Float32 | None) -> list[Sample]:
         """The samples that invert images. x: [N, 3, H, W], on the host or on the device."""
@@ -162,6 +165,15 @@ def noise_of(
         check_array(name, given, (count, *shape))
         return given
     return np.stack([normal(shape, seed, draw=0, image=first + i, stream=stream) for i in range(count)])
+
+
+def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
+    """The seed of each image: one for all, or one for each."""
+    if not isinstance(seed, (Sequence, np.ndarray)) or isinstance(seed, str):
+        return [check_seed(seed)] * count
+    if len(seed) != count:
+        raise ArgumentError(f"seed: found {len(seed)} seeds, expected one, or one for each of {count} images")
+    return [check_seed(one) for one in seed]
 
 
 def _numbers(numbers: Sequence[int] | None, count: int, noise_is_given: bool) -> list[int]:
