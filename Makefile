@@ -5,6 +5,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# a worker for each core, four at most: each loads PyTorch; what is left of a worker's tests goes to whoever is idle
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .PHONY: demo test check gpu-test format clean
@@ -13,14 +15,14 @@ demo: $(VENV)/.installed
 	$(BIN)/python bundles/demo.py
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # with PYTHON's own packages, which are the machine's; OPTIONS="--only kernels" and so on
 gpu-test:

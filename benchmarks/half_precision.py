@@ -35,7 +35,7 @@ def main() -> None:
                 folder,
                 precision=precision,
             )
-            editor = hspace.open(folder, engine="onnx")
+            editor = hspace.open(folder, engine="onnx", precision=precision)
             run = {"steps": args.steps, "output": "float32"}
             results[precision] = editor.edit(images, {attribute: float(strength)}, **run)
     mse = np.mean((results["fp16"] - results["fp32"]) ** 2, axis=(1, 2, 3))

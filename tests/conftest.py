@@ -10,9 +10,14 @@ from pathlib import Path
 import hspace
 import numpy as np
 import pytest
+from filelock import FileLock
 from hspace import manifest as contract
 from hspace.bundle import file_entry, write_manifest
 from hspace.tensors import write_tensors
+
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")
+if WORKER:  # workers share the cores, and so do the processes that they start
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Triton's interpreter, where there is no GPU; Triton chooses when it is imported, which other tests may do first
 if not Path("/dev/nvidiactl").exists():
@@ -50,16 +55,19 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def golden_bundles(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """(name of a golden folder, precision, weights) → the bundle exported from it."""
+    """(name of a golden folder, precision, weights) → the bundle exported from it, once for all workers of a run."""
     pytest.importorskip("torch", reason="exports need the extra `export`")
     from hspace_export.exporter import export
 
-    root = tmp_path_factory.mktemp("bundles")
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if WORKER else base) / "golden"  # a worker's own folder lies in the run's
+    root.mkdir(exist_ok=True)
 
     def make(name: str, precision: str = "fp32", weights: str = "fp32") -> Path:
         output = root / f"{name}-{precision}-{weights}"
-        if not output.exists():
-            export(lambda: golden_model(name), output, precision=precision, weights=weights)
+        with FileLock(f"{output}.lock"):
+            if not output.exists():
+                export(lambda: golden_model(name), output, precision=precision, weights=weights)
         return output
 
     return make

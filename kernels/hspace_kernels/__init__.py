@@ -3,8 +3,8 @@
     advance      the next step's records, copied to where the others find them
     linear_step  the row formula of every sampler, in one pass over memory
     inject       Δh of tables and DeltaBlocks, added to h
-    normal       the counter-based noise of `hspace.noise`
+    normal       the counter-based noise of `hspace.noise`: a part of linear_step, and a kernel of its own for tests
 
-`python -m hspace_kernels.build` compiles them for the runtime, which launches them without Triton and PyTorch
-(`hspace.cuda.kernels`). Each module's `launch` runs them through Triton, for tests and benchmarks.
+`python -m hspace_kernels.build` compiles what `variants` lists for the runtime, which launches it without Triton and
+PyTorch (`hspace.cuda.kernels`). Each module's `launch` runs them through Triton, for tests and benchmarks.
 """

@@ -10,7 +10,7 @@ kernels use nothing that needs the "a". And the cubins come from the older of Tr
 knows all of these architectures: drivers of CUDA 13 run its cubins, but older ones may refuse those of a ptxas 13.
 
 The fallback for architectures to come is PTX for sm_80, which a driver compiles for the GPU that it finds. PTX is
-forward compatible unless its target has an "a"; sm_80 is the first with bfloat16 conversions and asynchronous copies.
+forward compatible unless its target has an "a"; sm_80 is the first with asynchronous copies.
 """
 
 from __future__ import annotations

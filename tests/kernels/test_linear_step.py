@@ -47,14 +47,14 @@ TABLE = [
     # elements, ε rows' length (None: the same), type, buffers beside x
     (192, None, "fp16", "x_in x_prev p"),
     (3 * 8 * 8, 2 * 3 * 8 * 8, "fp16", "x_in p"),
-    (512, None, "bf16", "x_in x_prev p"),
+    (512, None, "fp16", "x_in x_prev p"),
     (1, None, "fp32", "x_in x_prev p"),
     (49, 98, "fp16", "x_in x_prev p"),
-    (3 * 17 * 13, None, "bf16", "x_in x_prev"),
+    (3 * 17 * 13, None, "fp16", "x_in x_prev"),
     (3 * 17 * 13, 6 * 17 * 13, "fp32", "x_prev p"),
     (516, 1032, "fp32", "x_in x_prev p"),
     (1028, 1029, "fp16", "x_in x_prev p"),
-    (2052, None, "bf16", "x_in"),
+    (2052, None, "fp16", "x_in"),
     (1500, None, "fp32", ""),
 ]
 

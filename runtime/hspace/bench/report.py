@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ _VARIES = 0.1  # beyond it, a warning
 _FLOAT32 = ("encoder", "latent")  # parts that every engine runs in fp32; its `precision` is the U-Net's
 
 Found = dict[str, Any]
+Works = Mapping[tuple[str, int], counting.Work]  # by part and batch
 
 
 def report(
@@ -55,6 +56,39 @@ def report(
     Raises ArgumentError, BundleError and EngineError.
     """
     opened = Bundle(bundle)
+    _check(engines, batches, repeat, calls)
+    ordinal = ordinal_of(device)
+    gpu = _gpu(ordinal)
+    preset, _ = opened.preset(None)
+    plan = Planner(opened).plan(preset, steps)
+    warnings: list[str] = []
+    opening: dict[str, Any] = {"precision": precision, "device": device, "threads": threads, "batch_size": batch_size}
+    editors, started = _opened(bundle, engines, opening, batches[0], warnings)
+    parts, works = _counted(opened, list(batches), steps, warnings)
+    null = None
+    if ordinal is None:
+        null = editors.get("null") or open_bundle(bundle, engine="null", batch_size=batch_size)
+    probe = Probe(threads or usable_cores()) if null is not None and works and {*editors} != {"null"} else None
+    beside = _beside(null, probe, batches[0])
+    times = timing.compare(editors, batches=batches, repeat=repeat, calls=calls, steps=steps, beside=beside)
+    peaks = {} if probe is None else _peaks(probe, times, batches[0], warnings)
+    return {
+        "machine": {**machine.stamp(), "threads": threads, **gpu},
+        "run": {
+            "bundle": opened.manifest.name,
+            "preset": preset,
+            "steps": {"encode": plan.encode_steps, "decode": plan.decode_steps},
+            **{"batches": list(batches), "repeat": repeat, "calls": calls},
+        },
+        "parts": parts,
+        "peak": peaks,
+        "engines": _entries(editors, started, times, works, peaks, batches[0], warnings),
+        "batches": {str(n): _at_batch(n, editors, times, works) for n in batches},
+        "warnings": warnings,
+    }
+
+
+def _check(engines: Sequence[str], batches: Sequence[int], repeat: int, calls: int) -> None:
     for name in engines:
         if name != "auto" and (reason := unavailable(name)) is not None:
             raise EngineError(f"engine {name}: cannot run here: {reason}")
@@ -63,65 +97,53 @@ def report(
     for what, values in (("batch", batches), ("repeat", [repeat]), ("calls", [calls])):
         for value in values:
             check_whole(what, value)
-    ordinal = ordinal_of(device)
-    gpu = _gpu(ordinal)
-    preset, _ = opened.preset(None)
-    plan = Planner(opened).plan(preset, steps)
-    warnings: list[str] = []
-    opening: dict[str, Any] = {
-        "precision": precision, "device": device, "threads": threads, "batch_size": batch_size
-    }  # fmt: skip
-    started = {  # before anything is held here
-        name: startup.start_up(bundle, name, **opening, batch=batches[0]) for name in engines
-    }
+
+
+def _opened(
+    bundle: str, engines: Sequence[str], opening: Mapping[str, Any], batch: int, warnings: list[str]
+) -> tuple[dict[str, Editor], dict[str, Found]]:
+    """Editors, and what a fresh process pays for them, by their engines' own names."""
+    # before anything is held here
+    fresh = {name: startup.start_up(bundle, name, **opening, batch=batch) for name in engines}
     editors: dict[str, Editor] = {}
+    started: dict[str, Found] = {}
     for name in engines:
         editor = open_bundle(bundle, engine=name, **opening)
         if editor.engine.name in editors:
             raise ArgumentError(f"engine: found {name!r}, which is {editor.engine.name} again")
         editors[editor.engine.name] = editor
-        started[editor.engine.name] = started[name]
-        if not started[name]:
+        started[editor.engine.name] = fresh[name]
+        if not fresh[name]:
             warnings.append(f"{name}: start-up and memory are left out: a fresh process that measures them failed")
+    return editors, started
 
-    real = [name for name in editors if name != "null"]
-    parts, works = _counted(opened, list(batches), steps, warnings)
+
+def _beside(null: Editor | None, probe: Probe | None, batch: int) -> dict[str, dict[timing.Part, Callable[[], object]]]:
+    """What takes turns with the engines: the null engine's update, and the peak."""
     beside: dict[str, dict[timing.Part, Callable[[], object]]] = {}
-    probe = None
-    if ordinal is None:
-        null = editors.get("null") or open_bundle(bundle, engine="null", batch_size=batch_size)
-        beside["null's"] = {("update", batches[0]): steps_of(null, batches[0])["update"]}
-        probe = Probe(threads or usable_cores()) if real and works else None
+    if null is not None:
+        beside["null's"] = {("update", batch): steps_of(null, batch)["update"]}
     if probe is not None:
-        beside["peak"] = {(p, batches[0]): partial(probe.run, p) for p in probe.found}
-    times = timing.compare(editors, batches=batches, repeat=repeat, calls=calls, steps=steps, beside=beside)
-    peaks: dict[str, Found] = {}
-    if probe is not None:
-        peaks = {p: _peak(e, times["peak"][p, batches[0]]) for p, e in probe.found.items()}
-        probe.close()
-        if not peaks:
-            warnings.append("shares of the peak are left out: the process that measures it failed")
-    reference = times["null's"]["update", batches[0]] if "null's" in times else None
-    found: Found = {
-        "machine": {**machine.stamp(), "threads": threads, **gpu},
-        "run": {
-            "bundle": opened.manifest.name,
-            "preset": preset,
-            "steps": {"encode": plan.encode_steps, "decode": plan.decode_steps},
-            "batches": list(batches),
-            "repeat": repeat,
-            "calls": calls,
-        },
-        "parts": parts,
-        "peak": peaks,
-        "engines": {},
-        "batches": {},
-        "warnings": warnings,
-    }
+        beside["peak"] = {(p, batch): partial(probe.run, p) for p in probe.found}
+    return beside
+
+
+def _entries(
+    editors: Mapping[str, Editor],
+    started: Mapping[str, Found],
+    times: timing.Times,
+    works: Works,
+    peaks: Mapping[str, Found],
+    batch: int,
+    warnings: list[str],
+) -> Found:
+    """ "engines": each at the first batch, and its warnings."""
+    entries: Found = {}
+    reference = times["null's"]["update", batch] if "null's" in times else None
+    real = [name for name in editors if name != "null"]
     for name, editor in editors.items():
         precision = editor.engine.precision
-        first = {part: t for (part, n), t in times[name].items() if n == batches[0]}
-        versus = {part: t for (part, n), t in times[real[0]].items() if n == batches[0]} if real else {}
+        first = {part: t for (part, n), t in times[name].items() if n == batch}
         entry = {
             "precision": precision,
             "device": editor.engine.device,
@@ -131,25 +153,28 @@ def report(
             "startup": started[name],
         }
         if name in real[1:]:
-            entry["ratio"] = {part: timing.ratio(t, versus[part]) for part, t in first.items()}
+            entry["ratio"] = {part: timing.ratio(t, times[real[0]][part, batch]) for part, t in first.items()}
         if name != "null" and works:
             entry["gflops"] = {
-                part: _achieved(works[part, batches[0]], t, peaks, "fp32" if part in _FLOAT32 else precision)
+                part: _achieved(works[part, batch], t, peaks, "fp32" if part in _FLOAT32 else precision)
                 for part, t in first.items()
-                if (part, batches[0]) in works
+                if (part, batch) in works
             }
-        found["engines"][name] = entry
-        every = {p if n == batches[0] else f"{p} at batch {n}": t for (p, n), t in times[name].items()}
+        entries[name] = entry
+        every = {p if n == batch else f"{p} at batch {n}": t for (p, n), t in times[name].items()}
         warnings += _warnings(name, entry, every)
-    for n in batches:
-        found["batches"][str(n)] = {
-            name: {
-                part: _step(times[name][part, n], n, works.get((part, n)) if name != "null" else None)
-                for part in ("step", "asymmetric step")
-            }
-            for name in editors
+    return entries
+
+
+def _at_batch(n: int, editors: Iterable[str], times: timing.Times, works: Works) -> Found:
+    """The steps of each engine with n samples."""
+    return {
+        name: {
+            part: _step(times[name][part, n], n, works.get((part, n)) if name != "null" else None)
+            for part in ("step", "asymmetric step")
         }
-    return found
+        for name in editors
+    }
 
 
 def _gpu(ordinal: int | None) -> Found:
@@ -185,6 +210,15 @@ def _counted(
         if (part, n) in works:
             parts[part] |= {"gflop": works[part, n].flop / 1e9, "traffic_mb": works[part, n].traffic / 1e6}
     return parts, works
+
+
+def _peaks(probe: Probe, times: timing.Times, batch: int, warnings: list[str]) -> dict[str, Found]:
+    """ "peak", after the last round."""
+    peaks = {p: _peak(e, times["peak"][p, batch]) for p, e in probe.found.items()}
+    probe.close()
+    if not peaks:
+        warnings.append("shares of the peak are left out: the process that measures it failed")
+    return peaks
 
 
 def _peak(found: Found, times: Sequence[float]) -> Found:

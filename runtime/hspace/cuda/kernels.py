@@ -162,22 +162,6 @@ class Kernels:
             **sizes,
         )
 
-    def normal(
-        self, samples: int, *, out: int, images: int, draw: int, stream: int, seed: int, elements: int
-    ) -> Launch:
-        """out (float32 [samples, elements]) ← `hspace.noise.normal` of each image's number."""
-        return self._bind(
-            "normal",
-            lambda block: (-(-elements // block["BLOCK"]), samples),
-            out=out,
-            images=images,
-            draw=draw,
-            stream=stream,
-            seed_low=seed & 0xFFFFFFFF,
-            seed_high=seed >> 32,
-            elements=elements,
-        )
-
     # --- inside -----------------------------------------------------------------------------------------
 
     def _bind(self, name: str, grid: Any, **arguments: Any) -> Launch:

@@ -6,7 +6,9 @@ moves a little moves the outputs a little; so most of the runtime can be tested 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -55,18 +57,23 @@ class NullEngine:
     def run(self, component: str, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         spec = self._components[component]
         source = inputs.get("source")
-        score: NDArray[np.float32] | None = None
+        score: NDArray[np.float64] | None = None
         for k, tensor in enumerate(spec.inputs):
             if tensor.name == "source":
                 continue
             array = inputs[tensor.name].astype(tensor.dtype).astype(np.float32)
-            mean = array.reshape(len(array), -1).mean(axis=1) * np.float32(0.5 + 0.1 * k)
+            mean = array.reshape(len(array), -1).mean(axis=1, dtype=np.float64) * (0.5 + 0.1 * k)
             mean = mean[source] if source is not None and tensor.shape[0] == "N" else mean
             score = mean if score is None else score + mean
         assert score is not None
-        return [self._output(score, [int(d) for d in o.shape[1:]], o.dtype, j) for j, o in enumerate(spec.outputs)]
+        turned = np.remainder(score, 2 * np.pi).astype(np.float32)  # t is hundreds, where float32 has steps of 6e-5
+        return [self._output(turned, [int(d) for d in o.shape[1:]], o.dtype, j) for j, o in enumerate(spec.outputs)]
 
     @staticmethod
     def _output(score: NDArray[np.float32], shape: list[int], dtype: str, j: int) -> NDArray[Any]:
-        wave = np.arange(int(np.prod(shape)), dtype=np.float32) * np.float32(0.37) + np.float32(j)
-        return np.sin(score[:, None] + wave).reshape(len(score), *shape).astype(dtype)
+        return np.sin(score[:, None] + _wave(math.prod(shape), j)).reshape(len(score), *shape).astype(dtype)
+
+
+@lru_cache(16)
+def _wave(size: int, j: int) -> NDArray[np.float32]:
+    return np.remainder(np.arange(size) * 0.37 + j, 2 * np.pi).astype(np.float32)

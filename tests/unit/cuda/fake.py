@@ -516,10 +516,6 @@ def _parameters(entry: str, dtype: str) -> list[list[str]]:
     network, f32 = f"*{dtype}", "*fp32"
     found: dict[str, list[list[str]]] = {
         "advance": [["step", "*i32"], ["staged", "*i32"], ["current", "*i32"], ["words", "i32"]],
-        "normal": [
-            ["out", f32], ["images", "*i32"], ["draw", "i32"], ["stream", "i32"], ["seed_low", "i32"],
-            ["seed_high", "i32"], ["elements", "i32"],
-        ],
         "linear_step": [
             ["x", f32], ["eps", network], ["x_in", network], ["x_prev", f32], ["p", f32], ["z", f32],
             ["records", "*i32"], ["elements", "i32"], ["eps_stride", "i32"], ["has_x_in", "i32"],
@@ -536,9 +532,9 @@ def write_kernels(folder: Path, architectures: list[tuple[int, int]] | None = No
     """A folder like hspace/cuda/cubins, for the fake driver."""
     folder.mkdir(parents=True, exist_ok=True)
     kernels: dict[str, Any] = {}
-    names = [("advance", "advance", "fp32"), ("normal", "normal", "fp32")]
+    names = [("advance", "advance", "fp32")]
     for entry in ("linear_step", "block_norm", "block_hidden", "inject"):
-        names += [(f"{entry}_{dtype}", entry, dtype) for dtype in ("fp16", "bf16", "fp32")]
+        names += [(f"{entry}_{dtype}", entry, dtype) for dtype in ("fp16", "fp32")]
     for name, entry, dtype in names:
         parameters, images = _parameters(entry, dtype), {}
         for target in [*([(8, 0), (9, 0)] if architectures is None else architectures), None]:
@@ -551,7 +547,7 @@ def write_kernels(folder: Path, architectures: list[tuple[int, int]] | None = No
                 "file": file, "sha256": hashlib.sha256(data).hexdigest(), "entry": entry, "num_warps": 4,
                 "shared": shared, "global_scratch": 0, "profile_scratch": 0,
             }  # fmt: skip
-        block = {"linear_step": {"BLOCK": 64}, "normal": {"BLOCK": 64}, "inject": {"BLOCK_C": 16, "BLOCK_P": 16}}
+        block = {"linear_step": {"BLOCK": 64}, "inject": {"BLOCK_C": 16, "BLOCK_P": 16}}
         kernels[name] = {
             "parameters": parameters, "block": block.get(entry, {}), "grid": "as the docstring says", "images": images,
         }  # fmt: skip

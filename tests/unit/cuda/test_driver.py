@@ -235,9 +235,9 @@ def arguments(launch: Launch) -> list[Any]:
 
 def test_arguments_are_as_wide_as_parameters(tmp_path: Path) -> None:
     kernels = Kernels(Device(0, FakeDriver()), write_kernels(tmp_path))
-    launch = kernels.normal(3, out=2**40, images=2**41, draw=2, stream=1, seed=2**63 + 5, elements=130)
-    assert [type(a) for a in launch._arguments] == [ctypes.c_uint64] * 2 + [ctypes.c_int32] * 5 + [ctypes.c_uint64] * 2
-    assert arguments(launch) == [2**40, 2**41, 2, 1, 5, -(2**31), 130, 0, 0]
+    launch = kernels.linear_step("fp16", 3, x=2**40, eps=2**41, records=2**42, elements=130, eps_stride=2**31 - 1, p=9)
+    assert [type(a) for a in launch._arguments] == [ctypes.c_uint64] * 7 + [ctypes.c_int32] * 5 + [ctypes.c_uint64] * 2
+    assert arguments(launch) == [2**40, 2**41, 0, 0, 9, 0, 2**42, 130, 2**31 - 1, 0, 0, 1, 0, 0]
     assert launch._before[1:] == (3, 3, 1, 128, 1, 1, 0)  # grid, block, shared
 
 
@@ -315,6 +315,5 @@ def test_the_kernels_that_ship_take_these_arguments(dtype: str) -> None:
         kernels.block_norm(dtype, 2, h=1, v=2, pairs=3, **sizes),
         kernels.block_hidden(dtype, 2, h=1, v=2, temb=3, u=4, pairs=5, **sizes),
         kernels.inject(dtype, 2, h=1, u=2, targets=3, terms=4, **sizes),
-        kernels.normal(2, out=1, images=2, draw=0, stream=0, seed=3, elements=4096),
     ]
     assert all(x > 0 and y > 0 and z > 0 for _, x, y, z, *_ in (launch._before for launch in launches))
