@@ -25,7 +25,11 @@ _SETTINGS = tuple(Settings.__struct_fields__)
 shared = common.stack(
     click.option("-o", "--output", required=True, type=_FILE, help="The bundle's folder."),
     click.option(
-        "--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True, help="Of the arithmetic."
+        "--precision",
+        type=click.Choice(["fp32", "fp16"]),
+        default="fp32",
+        show_default=True,
+        help="Type of the arithmetic.",
     ),
     click.option(
         "--weights",
@@ -35,7 +39,7 @@ shared = common.stack(
         help="How weights are stored.",
     ),
     click.option("--name", help="The bundle's name. [default: the folder's]"),
-    click.option("--licence", help="Of the weights, for people."),
+    click.option("--licence", help="Licence of the weights; only recorded."),
     click.option("--image-size", type=int, help="Pixels on a side."),
     click.option("--force", is_flag=True, help="Replace a bundle that exists."),
     common.as_json,
@@ -93,7 +97,7 @@ def export() -> None:
 @click.option("--classifier", type=_FILE, help="The linear classifier's checkpoint.")
 @click.option("--class-names", type=_FILE, help="A text file, a class name per line. [default: CelebA's, or class_0 …]")
 @click.option("--preset", type=click.Choice(list(diffae.PRESETS)), help="Settings of a published model.")
-@click.option("--latent-schedule", help="Of the latent DDIM. [default: const0.008]")
+@click.option("--latent-schedule", help="Schedule of the latent DDIM. [default: const0.008]")
 @untold
 @shared
 def export_diffae(

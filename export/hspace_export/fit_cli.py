@@ -64,10 +64,10 @@ running = common.stack(
 @click.option(
     "--branch",
     type=click.Choice(["symmetric", "asymmetric"]),
-    help="Of a delta_h: Δh in both terms (Haas et al.), or in P alone (Asyrp). [default: symmetric]",
+    help="Branch of a delta_h: Δh in both terms (Haas et al.), or in P alone (Asyrp). [default: symmetric]",
 )
 @click.option("--held-out", type=float, default=0.2, show_default=True, help="The share of images to measure on.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the choice of those.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the choice of held-out images.")
 @click.option("--allow-chance", is_flag=True, help="Add attributes whose held-out AUC is 0.5 or less, too.")
 @running
 def fit(
@@ -280,7 +280,11 @@ def pca(
 @click.option("--t-edit-at", type=float, help="Distance of P_t that selects t_edit. [default: LPIPS 0.33, SSIM 0.33]")
 @click.option("--t-boost-at", type=float, help="Distance of x_t that selects t_boost. [default: LPIPS 1.2, SSIM 0.75]")
 @click.option(
-    "--similarity", type=float, default=1.0, show_default=True, help="Of an attribute to its source: scales t_edit's."
+    "--similarity",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Similarity of an attribute to its source; scales --t-edit-at.",
 )
 @click.option("--save", "name", help="Save a preset of this name with what was found.")
 @running

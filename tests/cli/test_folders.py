@@ -5,12 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 from pathlib import Path
 
 import hspace
+import msgspec
 import numpy as np
 import PIL.Image
 import pytest
+from hspace.amend import set_preset
+from hspace.bundle import Bundle
 
 from .conftest import Cli, Result, pixels
 
@@ -119,8 +123,12 @@ def latents(cli: Cli, on: list[object], photos: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 100])
-def test_a_latent_that_overflows(batch_size: int, cli: Cli, on: list[object], latents: Path, tmp_path: Path) -> None:
-    """It is named, and the others of its batch are decoded."""
+def test_a_latent_that_overflows(batch_size: int, cli: Cli, bundle: Path, latents: Path, tmp_path: Path) -> None:
+    """It is named, and the others of its batch are decoded. In a model that does not clamp: clamping mends it."""
+    opened = Bundle(shutil.copytree(bundle, tmp_path / "own"))
+    on = ["-b", opened.folder, "--engine", "null"]
+    name, preset = opened.preset(None)
+    set_preset(opened, name, msgspec.structs.replace(preset, clip=False), replace=True)
     path, out = latents / "b.safetensors", tmp_path / "images"
     latent = hspace.Latent.load(path)
     extreme = np.resize(np.float32([3.4e38, -3.4e38]), latent.x_T.shape)

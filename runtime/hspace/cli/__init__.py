@@ -25,7 +25,7 @@ _COMMANDS = {
     "decode": ("hspace.cli.images", "decode", "Turn latents into images, edited or not."),
     "sweep": ("hspace.cli.pictures", "sweep", "Images over strengths of one attribute, or of two."),
     "interpolate": ("hspace.cli.pictures", "interpolate", "Images between two images or latents."),
-    "timeline": ("hspace.cli.pictures", "timeline", "What a decode sees along the way."),
+    "timeline": ("hspace.cli.pictures", "timeline", "Show P_t and x_t along a decode."),
     "sample": ("hspace.cli.pictures", "sample", "Draw new images."),
     "vary": ("hspace.cli.pictures", "vary", "Variations of an image that keep its semantic code."),
     "inject": ("hspace.cli.pictures", "inject", "Put the content of one image into another."),

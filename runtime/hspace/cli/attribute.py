@@ -73,7 +73,9 @@ def list_(bundle: str, as_json: bool) -> None:
 @common.either
 @click.argument("name")
 @click.argument("file", type=common.FILE)
-@click.option("--branch", type=click.Choice(["asymmetric", "symmetric"]), help="Of a delta_h. [default: symmetric]")
+@click.option(
+    "--branch", type=click.Choice(["asymmetric", "symmetric"]), help="Branch of a delta_h. [default: symmetric]"
+)
 @click.option("--n-train", type=int, help="Steps that a delta was trained at. [default: from ngen… in the file's name]")
 @click.option("--force", is_flag=True, help="Replace an attribute that exists.")
 @common.as_json

@@ -65,7 +65,7 @@ def bench(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Latency of each part of a step and of whole calls, and what it is made of.
+    """Measure the latency of each part of a step and of whole calls.
 
     Engines take turns in the same rounds, so compare them by ratio. Then: network evaluations, arithmetic (GFLOP) and
     traffic (MB) of each part, against the peak of this machine's matrix units; what of a step is not network

@@ -136,7 +136,7 @@ def verify(bundle: str, engine: str | None, device: str, as_json: bool) -> None:
 )
 @common.as_json
 def doctor(bundle: str | None, as_json: bool) -> None:
-    """Which engines can run here, and why the others cannot; which GPU there is.
+    """Say which engines can run here and why others cannot, and which GPU there is.
 
     \b
     Examples:

@@ -191,7 +191,7 @@ phases = stack(
     click.option("--t-boost", type=int, help="Add noise at timesteps below."),
     click.option("--sampler", help=f"{', '.join(SAMPLERS)}."),
 )
-seeding = click.option("--seed", type=int, default=0, show_default=True, help="Of whatever is drawn.")
+seeding = click.option("--seed", type=int, default=0, show_default=True, help="Seed of all random draws.")
 editing = stack(strength_option, phases, seeding)
 writing = stack(
     click.option("-o", "--output", required=True, type=FILE, help="A file, or a folder; - is stdout."),
@@ -203,9 +203,9 @@ picture = stack(
         "--format",
         "kind",
         type=click.Choice(["png", "jpg", "webp", "bmp"]),
-        help="Of images in a folder or on stdout. [default: png]",
+        help="Format of images in a folder or on stdout. [default: png]",
     ),
-    click.option("--quality", type=int, help="1 to 100, of JPEG and WebP. [default: 95]"),
+    click.option("--quality", type=int, help="Quality of JPEG and WebP, 1 to 100. [default: 95]"),
 )
 recursing = click.option(
     "--recursive", is_flag=True, help="Look into subfolders as well; a folder of outputs mirrors them."

@@ -225,7 +225,7 @@ def interpolate(first: str, second: str, frames: int, **options: Any) -> None:
 @common.picture
 @common.as_json
 def timeline(source: str | None, frames: int | None, **options: Any) -> None:
-    """What a decode sees along the way: P_t, the predicted x_0, and the state x_t.
+    """Show P_t, the predicted x_0, and the state x_t along a decode.
 
     INPUT is an image or a latent; without it, an image is drawn with --seed. The output is a contact sheet, an
     animation of P_t where it ends in .gif or .apng, or a folder of P_t.
