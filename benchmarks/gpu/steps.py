@@ -38,7 +38,7 @@ class Hspace:
     """
 
     def __init__(self, editor: hspace.Editor) -> None:
-        self._editor, executor = editor, editor._runner.executor
+        self._editor, executor = editor, editor.executor
         self._device, self._clock = executor.device, Clock(executor.stream)
         self._executor, self._stream = executor, executor.stream
         self._ready: dict[str, Ready] = {}

@@ -15,8 +15,9 @@ from .errors import Cancelled, HspaceError
 
 if TYPE_CHECKING:
     from .bundle import Bundle
-    from .editor import Editor, open
+    from .editor import Editor
     from .latent import Latent
+    from .opening import open
     from .program import Program
     from .runs import Step
     from .schedule import Schedule
@@ -30,7 +31,7 @@ _HOMES = {
     "Program": "program",
     "Schedule": "schedule",
     "Step": "runs",
-    "open": "editor",
+    "open": "opening",
 }
 
 

@@ -2,89 +2,32 @@
 
 from __future__ import annotations
 
-import functools
-import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Unpack, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .arguments import FIRST_DRAWS, MOST_DRAWS, acceptors, amounts_of, check_acceptance, shrunk
+from .arguments import amounts_of, shrunk
 from .attributes import read_attributes
-from .batch import DeviceExecutor, Executor, Sample
+from .batch import Executor
 from .bundle import Bundle, h_shape
-from .catalog import SAMPLERS
-from .checks import MOST_IMAGES, check_whole
-from .cuda import is_foreign, ordinal_of
+from .checks import check_whole
 from .deltas import NO_EDIT, Content, directions_of, slerp
 from .edits import Edits, compile_edit, grid_of, per_image
 from .engines import Engine
-from .errors import ArgumentError, EngineError, LatentError, LatentWarning, NotFinite
-from .executors import cpu
-from .image import Images, load_images, to_uint8
+from .errors import ArgumentError, EngineError, NotFinite
+from .image import Images, to_uint8
 from .latent import Latent
-from .manifest import Preset
+from .model import Model, not_finite
 from .noise import Stream, check_seed
-from .plans import Planner, ProgramKind
+from .plans import ProgramKind
 from .program import Program
 from .recorders import HRecorder, Timeline
-from .requests import Decodes, Requests, Run, check_output, noise_of
-from .runs import OnStep, Progress, Runner, one_of
-from .tensors import read_tensors
+from .requests import Requests, Run, check_output, noise_of
+from .runs import OnStep, Progress
 
 Float32 = NDArray[np.float32]
-
-
-def open(
-    path: str | os.PathLike[str],
-    *,
-    engine: str | None = None,
-    precision: str | None = None,
-    device: str = "cpu",
-    stream: Any = None,
-    threads: int | None = None,
-    batch_size: int | None = None,
-) -> Editor:
-    """Opens a bundle, with every file verified and every component loaded.
-
-    path: the bundle's folder. engine: a name ("openvino", "onnx") or "auto"; by default $HSPACE_ENGINE, else "auto".
-    precision: of the U-Net's arithmetic, "fp32", "bf16", "fp16" or "auto"; by default $HSPACE_PRECISION, else "auto".
-    `hspace.choice` says what "auto" is; `editor.engine.name` and `editor.engine.precision` say what it is here.
-    device: "cpu", or "cuda:0" and so on for a GPU (docs/gpu.md), where "auto" is "onnx" in the graphs' own type.
-    stream: the CUDA stream of a host application, to work on it: an object with `__cuda_stream__`, PyCUDA's, or a
-    handle; by default one of its own. threads: how many the engine may use on a CPU, by default all cores.
-    batch_size: how many images share one network evaluation; by default as many as `engine.batch_pixels` has room for.
-    Raises BundleError for a faulty bundle, EngineError for an engine that is unknown or cannot run here, DeviceError
-    (one of its kind) for a GPU that is not there or cannot be used.
-    """
-    for name, value, most in (("threads", threads, 1024), ("batch_size", batch_size, MOST_IMAGES)):
-        if value is not None:
-            check_whole(name, value, 1, most)
-    if not isinstance(path, (str, os.PathLike)):
-        raise ArgumentError(f"path: found {type(path).__name__}, expected a bundle's folder")
-    path = Path(os.fsdecode(path))
-    ordinal = ordinal_of(device)
-    if ordinal is None and stream is not None:
-        raise ArgumentError("stream: found one, and the device is the CPU")
-    from . import choice
-
-    options: dict[str, Any] = {"engine": engine, "precision": precision, "device": device}
-    options |= {"threads": threads, "batch_size": batch_size}
-    reopen = functools.partial(open, os.path.abspath(path), **options) if stream is None else None
-    bundle = Bundle(path)
-    if ordinal is None:
-        chosen = choice.choose(bundle, engine, precision, threads)
-        return Editor(bundle, chosen.engine, batch_size=batch_size, exact=chosen.exact, reopen=reopen)
-    from .executors import cuda
-
-    wanted, own = choice.asked_precision(precision), bundle.manifest.precision
-    if wanted not in ("auto", own):
-        raise ArgumentError(f"precision: found {wanted!r}, and {bundle.folder} runs in {own} on {device}")
-    executor = cuda.open_executor(bundle, choice.asked_engine(engine), ordinal, stream)
-    return Editor(bundle, executor.engine, batch_size=batch_size, executor=executor, reopen=reopen)
 
 
 class _Closed:
@@ -126,29 +69,26 @@ class Editor:
         samplers that invert exactly; by default `engine`, and where that is not float32 they are refused. reopen:
         opens another editor like this one, which is what pickle keeps; by default it cannot be pickled.
         """
-        manifest = bundle.manifest
-        self.bundle = bundle
-        self.engine = engine
-        self.size = manifest.image.size
+        self.bundle, self.engine, self.size = bundle, engine, bundle.manifest.image.size
         self.attributes = read_attributes(bundle)
-        self._planner = Planner(bundle)
-        executor = executor or cpu.Executor(engine, manifest.components)
-        self._runner = Runner(executor, self.size, batch_size)
-        self._requests = Requests(self._planner, self.attributes, self._shape, executor.on_device)
-        self._exact, self._reopen = exact, reopen
-        self._z_statistics: tuple[Float32, Float32] | None = None
-        if manifest.z_sem is not None and manifest.z_sem.statistics is not None:
-            entry, d = manifest.z_sem.statistics, manifest.z_sem.size
-            tensors = read_tensors(bundle.read(entry), str(bundle.folder / entry.file))
-            got = tensors.take({"mean": (d,), "std": (d,)}, divisors=["std"])
-            self._z_statistics = got["mean"], got["std"]
+        self._model, self._reopen = Model(bundle, engine, executor, batch_size, exact), reopen
 
     def with_attributes(self, attributes: Mapping[str, Any]) -> Editor:
         """This editor with other attributes, by name. It shares the networks, and is not pickled."""
         other = object.__new__(Editor)
-        requests = Requests(self._planner, dict(attributes), self._shape, self._runner.executor.on_device)
-        other.__dict__.update(self.__dict__, attributes=requests.attributes, _requests=requests, _reopen=None)
+        other.__dict__.update(self.__dict__, attributes=dict(attributes), _reopen=None)
         return other
+
+    @property
+    def _requests(self) -> Requests:
+        """What turns arguments into samples, with the attributes that there are now."""
+        model = self._model
+        return Requests(model.planner, self.attributes, model.shape, model.runner.executor.on_device)
+
+    @property
+    def executor(self) -> Executor:
+        """What runs batches (`hspace.batch`), for a caller who steps samples himself; his own, not to be closed."""
+        return self._model.runner.executor
 
     def program(
         self,
@@ -165,11 +105,11 @@ class Editor:
         """The table that a call of that kind runs; see `Planner.program`. latent: that a decode is given, since one
         that an exact sampler made may be gone on from.
         """
-        plan = self._planner.plan(preset, steps, sampler, t_edit, t_boost)
-        resume = latent is not None and self._start_of(latent, plan, quiet=True).x_prev is not None
+        plan = self._model.planner.plan(preset, steps, sampler, t_edit, t_boost)
+        resume = latent is not None and self._model.start_of(latent, plan, quiet=True).x_prev is not None
         (mapping,) = per_image(edits, 1, self.attributes)
         edit = compile_edit(mapping, self.attributes, plan.decode_steps)
-        return self._planner.program(kind, plan, edit, steps, resume=resume)
+        return self._model.planner.program(kind, plan, edit, steps, resume=resume)
 
     # --- calls ------------------------------------------------------------------------------------------
 
@@ -190,11 +130,11 @@ class Editor:
         float32. steps: 1 … 1000.
         Source: Preechakul et al. 2022, equation 8; Kwon et al. 2023, section 3; Song et al. 2021, section 4.3.
         """
-        x = self._load(images, resize)
+        x = self._model.load(images, resize)
         plan = self._requests.plan("encode", {"preset": preset, "steps": steps})
-        latent, numbers, faults = self._encode(x, plan, preset, Progress(on_step))
+        latent, numbers, faults = self._model.encode(x, plan, preset, Progress(on_step))
         if latent is None or faults:
-            raise _not_finite(faults, dict(zip(numbers, latent or (), strict=True)))
+            raise not_finite(faults, dict(zip(numbers, latent or (), strict=True)))
         return latent
 
     def decode(self, latent: Latent, edits: Edits | None = None, **run: Unpack[Run]) -> NDArray[Any]:
@@ -205,22 +145,22 @@ class Editor:
         """
         plan = self._requests.plan("decode", run)
         self.check_latent(latent)
-        latent = self._start_of(latent, plan)
+        latent = self._model.start_of(latent, plan)
         decodes = self._requests.decodes(plan, edits, len(latent), run, resume=latent.x_prev is not None)
-        progress = Progress(run.get("on_step"), self._runner.evaluations(decodes.rows))
-        return self._decode(latent, decodes, progress)
+        progress = Progress(run.get("on_step"), self._model.runner.evaluations(decodes.rows))
+        return self._model.decode(latent, decodes, progress)
 
     def edit(self, images: Images, edits: Edits | None, *, resize: bool = False, **run: Unpack[Run]) -> NDArray[Any]:
         """Encodes, then decodes with `edits`. run: see the class; steps: for both, or (encode, decode)."""
-        x = self._load(images, resize)
+        x = self._model.load(images, resize)
         plan = self._requests.plan("edit", run, both=True)
-        resume = self._planner.resumes(plan, self._provenance(plan, run.get("preset")))
+        resume = self._model.planner.resumes(plan, self._model.provenance(plan, run.get("preset")))
         decodes = self._requests.decodes(plan, edits, len(x), run, resume=resume)
-        progress = Progress(run.get("on_step"), self._runner.evaluations(decodes.rows))
-        latent, numbers, faults = self._encode(x, plan, run.get("preset"), progress)
+        progress = Progress(run.get("on_step"), self._model.runner.evaluations(decodes.rows))
+        latent, numbers, faults = self._model.encode(x, plan, run.get("preset"), progress)
         if latent is None:
-            raise _not_finite(faults, {})
-        return self._decode(self._start_of(latent, plan), decodes, progress, numbers, faults)
+            raise not_finite(faults, {})
+        return self._model.decode(self._model.start_of(latent, plan), decodes, progress, numbers, faults)
 
     def reconstruct(self, images: Images, *, resize: bool = False, **run: Unpack[Run]) -> NDArray[Any]:
         """Encodes, then decodes unchanged: what the model makes of the images themselves. run: as `edit` takes it."""
@@ -291,8 +231,8 @@ class Editor:
         if frames is not None:
             plan = self._requests.plan("timeline", run)
             self.check_latent(latent)
-            resume = self._start_of(latent, plan, quiet=True).x_prev is not None
-            check_whole("frames", frames, 1, len(self._planner.decode(plan, NO_EDIT, resume=resume)))
+            resume = self._model.start_of(latent, plan, quiet=True).x_prev is not None
+            check_whole("frames", frames, 1, len(self._model.planner.decode(plan, NO_EDIT, resume=resume)))
         run["on_step"] = recorder = Timeline(frames, run.get("on_step"))
         self.decode(latent, edits, **run)
         p, _ = recorder.frames()
@@ -317,24 +257,24 @@ class Editor:
         the class; steps: for both, or (encode, decode). Source: Jeong et al. 2024 (InjectFusion), section 3.1.
         """
         self.check_latent(latent)
-        x = self._load(content, resize, "content")
+        x = self._model.load(content, resize, "content")
         if len(x) not in (1, len(latent)):
             raise ArgumentError(f"content: found {len(x)} images, expected 1, or one for each of {len(latent)} latents")
         amounts = amounts_of(strength, len(latent))
         c, height, width, _ = h_shape(self.bundle)
         small = None if mask is None else shrunk(mask, self.size, height, width)
         plan = self._requests.plan("inject", run, both=True)
-        latent = self._start_of(latent, plan)
-        recorder = HRecorder("encode", self._planner.encode(plan), len(x), (c, height, width), run.get("on_step"))
+        latent = self._model.start_of(latent, plan)
+        recorder = HRecorder("encode", self._model.planner.encode(plan), len(x), (c, height, width), run.get("on_step"))
         tables = [*recorder.table] * (len(latent) // len(x))
         contents = [Content(recorder.timesteps, t, a, small) for t, a in zip(tables, amounts, strict=True)]
         resume = latent.x_prev is not None
         decodes = self._requests.decodes(plan, edits, len(latent), run, resume=resume, contents=contents)
-        progress = Progress(recorder, self._runner.evaluations(decodes.rows))
-        _, _, faults = self._encode(x, plan, run.get("preset"), progress)  # which fills the tables
+        progress = Progress(recorder, self._model.runner.evaluations(decodes.rows))
+        _, _, faults = self._model.encode(x, plan, run.get("preset"), progress)  # which fills the tables
         if faults:
-            raise _not_finite(faults, {}, "content")
-        return self._decode(latent, decodes, progress)
+            raise not_finite(faults, {}, "content")
+        return self._model.decode(latent, decodes, progress)
 
     def sample(
         self,
@@ -359,11 +299,11 @@ class Editor:
         plan = self._requests.plan("sample", run)
         decodes = self._requests.decodes(plan, edits, count, run)
         seed = check_seed(run.get("seed", 0))
-        x_T = noise_of("x_T", x_T, count, self._shape, seed, Stream.X_T)
-        progress = Progress(run.get("on_step"), self._runner.evaluations(decodes.rows))
-        z_sem = self._draw_z(count, plan, latent_steps, seed, z_noise, accept, progress)
-        latent = Latent(x_T, z_sem, provenance=self._provenance(plan, run.get("preset"), encoded=False))
-        return self._decode(latent, decodes, progress)
+        x_T = noise_of("x_T", x_T, count, self._model.shape, seed, Stream.X_T)
+        progress = Progress(run.get("on_step"), self._model.runner.evaluations(decodes.rows))
+        z_sem = self._model.draw_z(count, plan, self.attributes, latent_steps, seed, z_noise, accept, progress)
+        latent = Latent(x_T, z_sem, provenance=self._model.provenance(plan, run.get("preset"), encoded=False))
+        return self._model.decode(latent, decodes, progress)
 
     def draw(
         self,
@@ -377,10 +317,10 @@ class Editor:
     ) -> Latent:
         """The latents that `sample` decodes: x_T drawn, and z_sem from the latent DDIM where the model has one."""
         check_whole("count", count)
-        plan, progress = self._planner.plan(preset), Progress(on_step)
-        x_T = noise_of("x_T", None, count, self._shape, check_seed(seed), Stream.X_T)
-        z_sem = self._draw_z(count, plan, latent_steps, seed, None, accept, progress)
-        return Latent(x_T, z_sem, provenance=self._provenance(plan, preset, encoded=False))
+        plan, progress = self._model.planner.plan(preset), Progress(on_step)
+        x_T = noise_of("x_T", None, count, self._model.shape, check_seed(seed), Stream.X_T)
+        z_sem = self._model.draw_z(count, plan, self.attributes, latent_steps, seed, None, accept, progress)
+        return Latent(x_T, z_sem, provenance=self._model.provenance(plan, preset, encoded=False))
 
     def vary(self, latent: Latent, count: int, *, edits: Edits | None = None, **run: Unpack[Run]) -> NDArray[Any]:
         """`count` variations of each of the latent's images, in order: z_sem kept, x_T drawn anew.
@@ -392,7 +332,7 @@ class Editor:
         assert latent.z_sem is not None  # as the model has one, and the latent is of the model
         check_whole("count", count)
         z_sem = np.repeat(latent.z_sem, count, axis=0)
-        x_T = noise_of("x_T", None, len(z_sem), self._shape, check_seed(run.get("seed", 0)), Stream.X_T)
+        x_T = noise_of("x_T", None, len(z_sem), self._model.shape, check_seed(run.get("seed", 0)), Stream.X_T)
         drawn = {k: v for k, v in latent.provenance.items() if k != "encode_steps"}  # of which x_T is no longer
         return self.decode(Latent(x_T, z_sem, provenance=drawn), edits, **run)
 
@@ -403,9 +343,9 @@ class Editor:
         """
         if self.bundle.manifest.z_sem is None:
             raise ArgumentError("encode_z: the model has no z_sem")
-        z_sem, faults = self._encode_z(self._load(images, resize))
+        z_sem, faults = self._model.encode_z(self._model.load(images, resize))
         if faults:
-            raise _not_finite(faults, {i: z for i, z in enumerate(z_sem) if i not in faults})
+            raise not_finite(faults, {i: z for i, z in enumerate(z_sem) if i not in faults})
         return z_sem
 
     def classify(self, images: Images, *, resize: bool = False) -> Float32:
@@ -416,7 +356,7 @@ class Editor:
         directions = directions_of(self.attributes)
         if not directions:
             raise ArgumentError("classify: the bundle has no z_direction attributes")
-        z_sem, faults = self._encode_z(self._load(images, resize))
+        z_sem, faults = self._model.encode_z(self._model.load(images, resize))
         logits: dict[int, Float32] = {}
         for i in range(len(z_sem)):
             try:
@@ -424,18 +364,22 @@ class Editor:
             except EngineError as e:
                 faults.setdefault(i, NotFinite(str(e)))
         if faults:
-            raise _not_finite(faults, {i: x for i, x in logits.items() if i not in faults})
+            raise not_finite(faults, {i: x for i, x in logits.items() if i not in faults})
         return np.stack(list(logits.values()))
 
     @property
     def z_statistics(self) -> tuple[Float32, Float32] | None:
         """Mean and std of z_sem over the training set, float32 [D] each, where the bundle has them."""
-        return self._z_statistics
+        return self._model.z_statistics
 
     @property
     def classes(self) -> list[str]:
         """The names of `classify`'s columns."""
         return list(directions_of(self.attributes))
+
+    def check_latent(self, latent: Latent) -> None:
+        """Raises LatentError where a latent is of other shapes, or was made by another model."""
+        self._model.check_latent(latent)
 
     def check_can_vary(self) -> None:
         """Raises ArgumentError where the model has no semantic code (Diffusion Autoencoders have one)."""
@@ -444,16 +388,15 @@ class Editor:
 
     def check_can_inject(self, edits: Mapping[str, float]) -> None:
         """Raises ArgumentError where edits do not mix with content injection, which is asymmetric."""
-        self._requests.check_content(edits, self._planner.plan())
+        self._requests.check_content(edits, self._model.planner.plan())
 
     def close(self) -> None:
         """Frees the networks, and what the editor holds on a GPU. Every call after that, but this, is an ArgumentError.
 
         `with hspace.open(…) as editor:` closes it at the end. Calls that other threads have under way may fail.
         """
-        close = getattr(self._runner.executor, "close", None) if not self._is_closed else None
-        self._runner = self._planner = self._requests = self.engine = cast(Any, _Closed())
-        self._exact = None
+        close = getattr(self._model.runner.executor, "close", None) if not self._is_closed else None
+        self._model = self.engine = cast(Any, _Closed())
         if close is not None:
             close()
 
@@ -468,7 +411,7 @@ class Editor:
         model = f"{manifest.name!r}: {manifest.family}, {self.size}×{self.size}, {n} attribute{'s' * (n != 1)}"
         if self._is_closed:
             return f"<hspace.Editor of {model}; closed>"
-        device = getattr(self._runner.executor, "device", None)
+        device = getattr(self._model.runner.executor, "device", None)
         on = "cpu" if device is None else device.name
         return f"<hspace.Editor of {model}; {self.engine.name} in {self.engine.precision} on {on}>"
 
@@ -481,196 +424,20 @@ class Editor:
 
     @property
     def _is_closed(self) -> bool:
-        return isinstance(self._runner, _Closed)
+        return isinstance(self._model, _Closed)
 
     @property
     def batch_size(self) -> int:
         """How many images share one network evaluation."""
-        return self._runner.batch_size
+        return self._model.runner.batch_size
 
     def engine_of(self, preset: str | None = None, sampler: str | None = None) -> Engine:
         """What evaluates the networks in a call with this preset and sampler: `engine`, or where the sampler inverts
         exactly, and `engine` is not in float32, its like that is. Raises ArgumentError where there is none.
         """
-        return self._runner_of(self._planner.plan(preset, sampler=sampler)).executor.engine
-
-    # --- inside -----------------------------------------------------------------------------------------
-
-    @property
-    def _shape(self) -> tuple[int, int, int]:
-        return 3, self.size, self.size
-
-    def _load(self, images: Images, resize: bool, name: str = "images") -> Any:
-        """Any accepted form of images as float32 [N, 3, H, W]: on the host, or on the GPU where they are there."""
-        executor = self._runner.executor
-        if is_foreign(images):
-            if not executor.on_device:
-                where = "this editor is on the CPU (device='cuda:0' opens one on a GPU)"
-                raise ArgumentError(f"{name}: found an array on a GPU, and {where}")
-            images = cast(DeviceExecutor, executor).images(images)
-        return images if is_foreign(images) else load_images(images, self.size, resize=resize, name=name)
-
-    def _runner_of(self, plan: Preset) -> Runner:
-        """What runs the plan's programs; see `engine_of`."""
-        if not SAMPLERS[plan.sampler].exact or self.engine.precision == "fp32":
-            return self._runner
-        if self._exact is None:
-            raise ArgumentError(
-                f"sampler: {plan.sampler} inverts exactly in float32 alone, and this editor runs in "
-                f"{self.engine.precision}: expected precision='fp32' or 'auto' and a bundle of float32 graphs"
-            )
-        return Runner(cpu.Executor(self._exact(), self.bundle.manifest.components), self.size, self.batch_size)
-
-    def _provenance(self, plan: Preset, preset: str | None, *, encoded: bool = True) -> dict[str, str]:
-        """What made a latent. encoded: whether an inversion did; else its x_T is drawn."""
-        manifest, engine = self.bundle.manifest, self._runner_of(plan).executor.engine
-        return {
-            "bundle": manifest.name,
-            "checkpoint": manifest.provenance.checkpoint_sha256,
-            "preset": self.bundle.preset(preset)[0],
-            "sampler": plan.sampler,
-            "spacing": plan.spacing,
-            **({"encode_steps": str(plan.encode_steps)} if encoded else {}),
-            "engine": engine.name,
-            "precision": engine.precision,
-        }
-
-    def _draw_z(
-        self,
-        count: int,
-        plan: Preset,
-        latent_steps: int | None,
-        seed: int,
-        given: Float32 | None,
-        accept: Mapping[str, float] | None,
-        progress: Progress,
-    ) -> Float32 | None:
-        """`count` draws of z_sem from the latent DDIM: those that every classifier in `accept` accepts, in order."""
-        if self.bundle.manifest.z_sem is None:
-            if latent_steps is not None or given is not None or accept is not None:
-                raise ArgumentError("sample: latent_steps, z_noise and accept: the model has no z_sem to draw")
-            return None
-        program = self._planner.latent(plan, latent_steps)
-        directions = acceptors(accept, self.attributes)
-        if directions and given is not None:
-            raise ArgumentError("accept: z_noise gives as many draws as there are images, so none can be left out")
-        assert self._z_statistics is not None  # the manifest's checks say so, where there is a latent DDIM
-        mean, std = self._z_statistics
-        least = np.array([x for _, x in directions], np.float32)
-        kept: list[Float32] = []
-        logits = np.empty((0, len(directions)), np.float32)  # of every draw so far
-        drawn = 0
-        while len(kept) < count:
-            check_acceptance(accept or {}, logits, count, len(kept))
-            n = max(self.batch_size, min(count, FIRST_DRAWS)) if directions else count
-            n = min(n, MOST_DRAWS * count - drawn)
-            noise = noise_of("z_noise", given, n, mean.shape, seed, Stream.Z_SEM, first=drawn)
-            progress.total += self._runner.evaluations([len(program)] * n)
-            outcome = self._runner.run("latent", [Sample(x, program) for x in noise], progress)
-            if outcome.faults:
-                raise _not_finite(outcome.faults, {}, "draws")
-            z_sem: Float32 = outcome.x * std + mean
-            drawn += n
-            if not directions:
-                return z_sem
-            new = np.stack([direction.logit(z_sem) for direction, _ in directions], axis=1)
-            kept += list(z_sem[(new >= least).all(axis=1)])
-            logits = np.concatenate([logits, new])
-        return np.stack(kept[:count])
-
-    def _start_of(self, latent: Latent, plan: Preset, *, quiet: bool = False) -> Latent:
-        """The latent as a decode starts from it: without x_prev unless it can go on from there. Warns, unless `quiet`,
-        where the decode cannot undo the encode.
-        """
-        resumes = latent.x_prev is not None and self._planner.resumes(plan, latent.provenance)
-        told = self._planner.cannot_undo(plan, latent.provenance, resumes)
-        if told is not None and not quiet:
-            warnings.warn(told, LatentWarning, stacklevel=3)
-        return latent if resumes else Latent(latent.x_T, latent.z_sem, None, latent.provenance)
-
-    def _encode_z(self, x: Any) -> tuple[Float32, dict[int, NotFinite]]:
-        """z_sem of images, float32 [N, D], and the faults of those whose z_sem means nothing, by number."""
-        z_sem = self._runner.encode_z(x)
-        bad = np.flatnonzero(~np.isfinite(z_sem).all(axis=1)).tolist()
-        return z_sem, {i: NotFinite("encoder: z_sem is not finite: the engine's arithmetic overflowed") for i in bad}
-
-    def _encode(
-        self, x: Any, plan: Preset, preset: str | None, progress: Progress
-    ) -> tuple[Latent | None, list[int], dict[int, NotFinite]]:
-        """The latent of images; the numbers of those that it holds, where not all of them; the others' faults."""
-        z_sem, faults = (None, {}) if self.bundle.manifest.z_sem is None else self._encode_z(x)
-        samples = self._requests.encodes(plan, x, z_sem)
-        numbers = [i for i in range(len(samples)) if i not in faults]
-        samples = [samples[i] for i in numbers]
-        if not samples:
-            return None, [], faults
-        progress.total += self._runner.evaluations([len(sample.program) for sample in samples])
-        outcome = self._runner_of(plan).run("encode", samples, progress)
-        faults |= {numbers[k]: e for k, e in outcome.faults.items()}
-        arrays = outcome.x, z_sem, outcome.x_prev
-        if faults:
-            whole = [k for k in range(len(samples)) if k not in outcome.faults]
-            numbers = [numbers[k] for k in whole]
-            arrays = (
-                arrays[0][whole],
-                None if z_sem is None else z_sem[numbers],
-                arrays[2] if arrays[2] is None else arrays[2][whole],
-            )
-        return (Latent(*arrays, self._provenance(plan, preset)) if numbers else None), numbers, faults
-
-    def _decode(
-        self,
-        latent: Latent,
-        decodes: Decodes,
-        progress: Progress,
-        numbers: Sequence[int] | None = None,
-        faults: Mapping[int, NotFinite] | None = None,
-    ) -> NDArray[Any]:
-        """The images of a latent. numbers: which of the call's images it holds; faults: why it lacks the others."""
-        numbers = range(len(latent)) if numbers is None else numbers
-        if faults:
-            decodes = decodes.of(numbers)
-            progress.total = progress.index + self._runner.evaluations(decodes.rows)
-        runner = self._runner_of(decodes.plan)
-        out = None
-        if decodes.output == "device":
-            out = cast(DeviceExecutor, runner.executor).empty(latent.x_T.shape)
-        outcome = runner.run("decode", decodes.samples(latent), progress, out)
-        images = to_uint8(outcome.x) if decodes.output == "uint8" else outcome.x
-        if not faults and not outcome.faults:
-            return images
-        others = {i: one_of(images, k) for k, i in enumerate(numbers) if k not in outcome.faults}
-        raise _not_finite({**(faults or {}), **{numbers[k]: e for k, e in outcome.faults.items()}}, others)
-
-    def check_latent(self, latent: Latent) -> None:
-        """Raises LatentError where a latent is of other shapes, or was made by another model."""
-        manifest = self.bundle.manifest
-        if not isinstance(latent, Latent):
-            raise ArgumentError(f"latent: found {type(latent).__name__}, expected a hspace.Latent")
-        expected = (self._shape, None if manifest.z_sem is None else manifest.z_sem.size)
-        found = (latent.x_T.shape[1:], None if latent.z_sem is None else latent.z_sem.shape[1])
-        if found != expected:
-            raise LatentError(
-                f"latent: found x_T {found[0]} and z_sem {found[1]}, expected {expected[0]} and {expected[1]}"
-            )
-        checkpoint = latent.provenance.get("checkpoint", manifest.provenance.checkpoint_sha256)
-        if checkpoint != manifest.provenance.checkpoint_sha256:
-            maker = latent.provenance.get("bundle", "?")[:100]
-            raise LatentError(
-                f"latent: made by the model {maker!r} (checkpoint {checkpoint[:12]}…), "
-                f"expected {manifest.name!r} ({manifest.provenance.checkpoint_sha256[:12]}…)"
-            )
+        return self._model.runner_of(self._model.planner.plan(preset, sampler=sampler)).executor.engine
 
 
 def _each(values: Sequence[int], times: int) -> list[int]:
     """Every value so many times in a row."""
     return [value for value in values for _ in range(times)]
-
-
-def _not_finite(faults: Mapping[int, NotFinite], others: Mapping[int, Any], what: str = "images") -> NotFinite:
-    """The one error of a call of which some images failed. what: the argument that they are numbered in."""
-    first, *more = sorted(faults)
-    where = f"{what}[{first}]" + (f" and {len(more)} more" if more else "")
-    text = str(faults[first])
-    told = {i: str(e) for i, e in faults.items()}
-    return NotFinite(f"{where}: {text}" if more or others else text, told, others)

@@ -135,12 +135,6 @@ class Requests:
         check_output(output, self._on_device)
         return Decodes(plan, compiled, each, seeds, checked, noise, output)
 
-    def encodes(self, plan: Preset, x: Any, z_sem: Float32 | None) -> list[Sample]:
-        """The samples that invert images. x: [N, 3, H, W], on the host or on the device."""
-        program = self.planner.encode(plan)
-        z = [None] * len(x) if z_sem is None else z_sem
-        return [Sample(one_of(x, i), program, z[i]) for i in range(len(x))]
-
     def check_content(self, edits: Mapping[str, float], plan: Preset) -> None:
         """Raises ArgumentError where edits do not mix with content injection, which is asymmetric."""
         self._compile(edits, 1, plan, [Content(np.zeros(1, np.int64), np.zeros(1, np.float32), 1.0)])
@@ -155,6 +149,12 @@ class Requests:
             ]
         made = {id(m): compile_edit(m, self.attributes, plan.decode_steps) for m in {id(m): m for m in each}.values()}
         return [made[id(mapping)] for mapping in each]
+
+
+def encodes(program: Program, x: Any, z_sem: Float32 | None) -> list[Sample]:
+    """The samples that invert images. x: [N, 3, H, W], on the host or on the device; z_sem: float32 [N, D] or None."""
+    z = [None] * len(x) if z_sem is None else z_sem
+    return [Sample(one_of(x, i), program, z[i]) for i in range(len(x))]
 
 
 def noise_of(

@@ -80,7 +80,7 @@ class Ready:
 
 def ready(editor: Editor, n: int) -> tuple[Ready, Ready]:
     """Both of `parts.programs`, of n samples, for an editor on a GPU."""
-    executor: Any = editor._runner.executor
+    executor: Any = editor.executor
     plain, asymmetric = (Ready(executor, *each, n) for each in programs(editor))
     return plain, asymmetric
 

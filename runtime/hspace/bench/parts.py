@@ -84,7 +84,7 @@ def parts(editor: Editor, n: int) -> Runs:
     The head is given what the engine's own trunk made, as in a step: an engine may keep skips in a form of its own.
     On a GPU "inject" is there for every bundle, and everything is waited for (`device`).
     """
-    if editor._runner.executor.on_device:
+    if editor.executor.on_device:
         from . import device
 
         return device.parts(editor, n)
@@ -123,7 +123,7 @@ def parts(editor: Editor, n: int) -> Runs:
 
 def steps(editor: Editor, n: int) -> Runs:
     """ "update" (everything of a step but network evaluation), "step" and "asymmetric step", at n samples."""
-    if editor._runner.executor.on_device:
+    if editor.executor.on_device:
         from . import device
 
         return device.steps(editor, n)

@@ -12,10 +12,10 @@ from ..bundle import Bundle
 from ..checks import check_whole
 from ..cuda import ordinal_of
 from ..editor import Editor
-from ..editor import open as open_bundle
 from ..engines import unavailable
 from ..engines.cpu import usable_cores
 from ..errors import ArgumentError, BundleError, EngineError, needs
+from ..opening import open as open_bundle
 from ..plans import Planner
 from . import counting, machine, startup, timing
 from .parts import steps as steps_of

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..cuda import ordinal_of
-from ..editor import open as open_bundle
+from ..opening import open as open_bundle
 from . import parts
 
 

@@ -13,11 +13,11 @@ import msgspec
 from ..attributes import read_attribute
 from ..bundle import Bundle
 from ..choice import AUTO, asked_engine, asked_precision, choose
-from ..editor import open as open_bundle
 from ..edits import check_names, compile_edit
 from ..engines import ENGINES, cache, note, packages, unavailable
 from ..engines.probe import check_with_onnx
 from ..errors import BundleError, DeviceError, EngineError, HspaceError, needs
+from ..opening import open as open_bundle
 from ..plans import Planner
 from ..record import engine_told
 from . import common, outputs

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from ..catalog import SAMPLERS
 from ..editor import Editor
-from ..editor import open as open_bundle
 from ..engines import ENGINES, Engine
 from ..errors import ArgumentError, HspaceError, ImageError, LatentError
 from ..files import check_file
@@ -25,6 +24,7 @@ from ..image import SUFFIXES, load_images
 from ..latent import Latent
 from ..manifest import MANIFEST
 from ..noise import check_seed
+from ..opening import open as open_bundle
 from ..program import Program
 from ..record import engine_told
 from . import printable

@@ -62,18 +62,22 @@ class NullEngine:
             if tensor.name == "source":
                 continue
             array = inputs[tensor.name].astype(tensor.dtype).astype(np.float32)
-            mean = array.reshape(len(array), -1).mean(axis=1, dtype=np.float64) * (0.5 + 0.1 * k)
+            mean: NDArray[np.float64] = array.reshape(len(array), -1).mean(axis=1, dtype=np.float64) * (0.5 + 0.1 * k)
             mean = mean[source] if source is not None and tensor.shape[0] == "N" else mean
             score = mean if score is None else score + mean
         assert score is not None
-        turned = np.remainder(score, 2 * np.pi).astype(np.float32)  # t is hundreds, where float32 has steps of 6e-5
+        turned: NDArray[np.float32] = np.remainder(score, 2 * np.pi).astype(
+            np.float32
+        )  # t is hundreds, where float32 has steps of 6e-5
         return [self._output(turned, [int(d) for d in o.shape[1:]], o.dtype, j) for j, o in enumerate(spec.outputs)]
 
     @staticmethod
     def _output(score: NDArray[np.float32], shape: list[int], dtype: str, j: int) -> NDArray[Any]:
-        return np.sin(score[:, None] + _wave(math.prod(shape), j)).reshape(len(score), *shape).astype(dtype)
+        waves: NDArray[Any] = np.sin(score[:, None] + _wave(math.prod(shape), j))
+        return waves.reshape(len(score), *shape).astype(dtype)
 
 
 @lru_cache(16)
 def _wave(size: int, j: int) -> NDArray[np.float32]:
-    return np.remainder(np.arange(size) * 0.37 + j, 2 * np.pi).astype(np.float32)
+    wave: NDArray[np.float32] = np.remainder(np.arange(size) * 0.37 + j, 2 * np.pi).astype(np.float32)
+    return wave

@@ -108,7 +108,7 @@ def test_the_shipped_bundle_bound_to_addresses(bundle: Bundle, kernels_folder: P
     assert relative_error(editor.edit(images, edits, steps=3, output="float32"), expected) <= 1e-4
     assert relative_error(editor.classify(images), host.classify(images)) <= 1e-4
     assert engine.device == "cuda:0" and engine.precision == "fp32"
-    assert "cannot be captured" in str(editor._runner.executor.not_captured)  # type: ignore[attr-defined]
+    assert "cannot be captured" in str(editor.executor.not_captured)  # type: ignore[attr-defined]
     (z_sem,) = engine.run("encoder", {"x": images})  # and by themselves, as on the CPU
     assert relative_error(z_sem, host.encode_z(images)) <= 1e-4
 
