@@ -207,14 +207,14 @@ def test_heads_that_share_their_skips(layout: str, tmp_path: Path, monkeypatch: 
 
     seed = secrets.randbelow(2**31)
     torch.manual_seed(seed)
-    unet = {
+    network = {
         "ddpm": lambda: DdpmUNet(DdpmConfig(32, (1.0, 2.0), 1, (1,), 3, True)),
         "guided": lambda: GuidedUNet(GuidedConfig(32, (1.0, 2.0), 1, (1,), 128, 6, 0, True, True, 1, 16)),
     }[layout]()
     with torch.no_grad():
-        for p in unet.parameters():
+        for p in network.parameters():
             p.normal_(std=p[0].numel() ** -0.5) if p.ndim > 1 else p.add_(0.3 * torch.randn_like(p))
-    torch.save(unet.state_dict(), tmp_path / "unet.ckpt")
+    torch.save(network.state_dict(), tmp_path / "unet.ckpt")
     monkeypatch.setenv("HSPACE_CACHE", str(tmp_path / "cache"))
     settings = Settings(image_size=128, num_head_channels=16)
     export(lambda: load_model(tmp_path / "unet.ckpt", attributes={}, settings=settings), tmp_path / "bundle")
