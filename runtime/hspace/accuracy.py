@@ -1,8 +1,8 @@
-"""What a bundle's U-Net in a faster precision is worth: whole runs against the graphs' own, PSNR in dB.
+"""Compares whole runs in a faster precision with runs in the graphs' own precision, as PSNR in dB.
 
-One evaluation says little of a run, which feeds its errors back to the network: those of ε that agree to 1e-2 end
-anywhere from 20 to 50 dB apart. So the runs themselves are compared, at the bundle's default preset, on images that the
-model draws: an inversion, a reconstruction and an edit.
+One evaluation says little about a run, since a run feeds its errors back to the network. Where ε agrees to 1e-2, whole
+runs end anywhere from 20 to 50 dB apart. So this module compares the runs themselves: an inversion, a reconstruction
+and an edit, at the bundle's default preset, on images that the model draws.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from .runs import Step
 Float32 = NDArray[np.float32]
 
 # The least PSNR that a faster precision may have in any of the runs. At 40 dB the pictures are 2.6 of 255 grey levels
-# apart (root mean square), and what the presets themselves cost stays the larger part: reconstructions have 30 to 44 dB
-# (docs/quality.md), and lose at most 1.5 dB where they have 36.
+# apart (root mean square). The presets themselves cost more: reconstructions have 30 to 44 dB (docs/quality.md). A
+# reconstruction at 36 dB loses at most 1.5 dB.
 LEAST_PSNR = 40.0
 _MOST_PSNR = 200.0  # of equal images, since JSON has no infinity
-_MOST_STEPS = 40  # each way: where the preset takes more, a check would take minutes
-_IMAGES, _PIXELS = 8, 2**16  # the most that are compared, of each
+_MOST_STEPS = 40  # each way; a check with more steps would take minutes
+_IMAGES, _PIXELS = 8, 2**16  # the most images, and the most pixels, that are compared
 _MOVE_Z, _MOVE_H = 0.5, 0.25  # how far the edit goes: in z_sem's standard deviations, and ‖Δh‖/‖h‖
 
 
 def measure(bundle: Bundle, preset: str, open_own: Callable[[], Engine], open_faster: Callable[[], Engine]) -> Accuracy:
-    """The least PSNR over images, of each run. Both engines are open one after the other, never together.
+    """The least PSNR over images, of each run. The two engines are opened one after the other, never together.
 
-    preset: whose runs; its sampler is none that is exact. Raises NotFinite where a run gives values that are not
-    finite, in either.
+    preset: the preset that the runs use; its sampler must not be an exact one. Raises NotFinite where a run in either
+    precision gives values that are not finite.
     """
     faster = _Runs(Editor(bundle, open_faster()), preset)
     images = faster.draw()
@@ -90,8 +90,8 @@ class _Runs:
         return max(sizes)
 
     def edit(self, latent: Latent, size: float) -> Float32:
-        """z_sem moved where there is one, else h, of that size, by an asymmetric Δh: in a random direction, the same
-        every time.
+        """A decode with an edit in a fixed random direction. The edit moves z_sem where the model has one. Otherwise an
+        asymmetric Δh moves h. size: the root mean square of h.
         """
         rng = np.random.default_rng(0)
         if latent.z_sem is not None:
@@ -111,7 +111,7 @@ def _size(step: Step) -> float:
 
 
 def _affordable(planner: Planner, preset: str, steps: int) -> int:
-    """As many steps as the preset has; or, where a check would take too long, the most that its spacing gives."""
+    """The preset's own number of steps, or the largest number up to `_MOST_STEPS` that its spacing allows."""
     if steps > _MOST_STEPS:
         for n in range(_MOST_STEPS, 1, -1):
             with suppress(ArgumentError):
@@ -120,7 +120,7 @@ def _affordable(planner: Planner, preset: str, steps: int) -> int:
 
 
 def _psnr(a: Float32, b: Float32) -> float:
-    """The least over images, of images in [−1, 1]."""
+    """The least PSNR over images (float32 [N, 3, H, W], clamped to [−1, 1])."""
     error = np.square(np.clip(a, -1, 1) - np.clip(b, -1, 1)).mean(axis=(1, 2, 3), dtype=np.float64)
     if not np.isfinite(error).all():
         raise NotFinite("accuracy: a run's result is not finite")

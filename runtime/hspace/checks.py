@@ -1,4 +1,4 @@
-"""Checks of arguments that several calls share, and the error of several faults."""
+"""Checks of arguments that several calls share, and one error for several faults."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MOST_FAULTS, _MOST_LETTERS, _MOST_TEXT = 50, 1200, 10_000  # of one error: faul
 
 
 def quoted(value: object, most: int = 100) -> str:
-    """`value` as messages quote what was found: its repr, cut to `most` characters."""
+    """The repr of `value`, cut to `most` characters, as messages quote it."""
     try:
         text = repr(value[:most] if isinstance(value, (str, bytes)) else value)
     except Exception:  # a whole number of 5000 digits has no repr, and an object may have any
@@ -38,7 +38,7 @@ def check_array(name: str, array: object, shape: tuple[int, ...]) -> None:
 def raise_faults(error: type[HspaceError], where: str, faults: list[str]) -> None:
     """One `error` for all of `faults`, if there are any."""
     shown: list[str] = []
-    for fault in faults[:_MOST_FAULTS]:  # a file's own text may be part of it
+    for fault in faults[:_MOST_FAULTS]:  # a fault may quote a file's own text
         if sum(map(len, shown)) > _MOST_TEXT:
             break
         shown.append(fault if len(fault) <= _MOST_LETTERS else f"{fault[:_MOST_LETTERS]}…")

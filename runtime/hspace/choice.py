@@ -1,12 +1,12 @@
 """Which engine runs a bundle, and in which precision: a rule, so that the same inputs give the same results.
 
-What the caller says counts: an argument, else `$HSPACE_ENGINE` and `$HSPACE_PRECISION`. Else, "auto":
+The caller decides by an argument, or else by `$HSPACE_ENGINE` and `$HSPACE_PRECISION`. Otherwise "auto" means:
 
 - engine: the first of `AUTO` that is installed, runs here and takes the bundle;
 - precision: a faster one than the graphs' own where the processor has it and whole runs of this bundle in it agree with
-  the graphs' own to `accuracy.LEAST_PSNR`: as the bundle records, or else as measured at its first open on a machine.
+  the graphs' own to `accuracy.LEAST_PSNR`. The bundle records that PSNR, or its first open on a machine measures it.
 
-Nothing of it is timed. A sampler that inverts exactly does so in float32 only, and runs in it whatever "auto" is.
+Nothing is timed. A sampler that inverts exactly does so in float32 only, so it runs in float32 whatever "auto" is.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _LOG = logging.getLogger("hspace")
 
 
 class Choice(NamedTuple):
-    """engine: what runs. exact: gives the engine of exact samplers, which is opened when it is first asked for; None
-    where the precision rules them out. why: in a line. accuracy: of a faster precision, where "auto" asked for it.
-    left_out: engines of `AUTO` that came before it, and why they were not taken.
+    """engine: the engine that runs the bundle. exact: returns the engine of exact samplers, and opens it at its first
+    call; None where the precision rules them out. why: the reason, in one line. accuracy: of a faster precision, where
+    "auto" asked for it. left_out: the engines of `AUTO` that came before this one, and why they were not taken.
     """
 
     engine: Engine
@@ -68,7 +68,7 @@ def choose(
         try:
             return _open(bundle, name, able, precision, threads)._replace(left_out=left_out)
         except BundleError as e:
-            if lacks(e) is not None:  # a file that cannot be read for that
+            if lacks(e) is not None:  # the file cannot be read because of a shortage
                 raise
             left_out[name], fault = str(e), e
     if fault is not None:
@@ -77,7 +77,7 @@ def choose(
 
 
 def record(bundle: Bundle) -> str:
-    """Writes into the bundle what a faster precision is worth, where "auto" has one here; returns `Choice.why`."""
+    """Writes the accuracy of a faster precision into the bundle, where "auto" has one here. Returns `Choice.why`."""
     found = choose(bundle)
     if found.accuracy is not None and found.accuracy != bundle.manifest.accuracy:
         set_accuracy(bundle, found.accuracy)
@@ -121,7 +121,7 @@ def _once(make: Callable[[], Engine]) -> Callable[[], Engine]:
 def _accepted(
     bundle: Bundle, name: str, own: str, faster: str, at: Callable[[str], Callable[[], Engine]], threads: int | None
 ) -> tuple[str, str, Accuracy | None]:
-    """Which of the two precisions "auto" is, why, and what the faster one is worth."""
+    """The precision that "auto" takes of the two, the reason, and the accuracy of the faster one."""
     preset = next((p for p in _by_default(bundle) if not SAMPLERS[bundle.preset(p)[1].sampler].exact), None)
     if preset is None:
         return own, f"{own}, which the samplers of all presets need", None
@@ -155,9 +155,10 @@ def _measured(
     open_faster: Callable[[], Engine],
     threads: int | None,
 ) -> Accuracy | None:
-    """`accuracy.measure`, or what it found before under the same circumstances; None for values that are not finite.
+    """The result of `accuracy.measure`, which the cache remembers; None for values that are not finite.
 
-    All that the numbers depend on is in the key, the number of threads too, so it does not matter who measures first.
+    The cache's key holds everything that the numbers depend on, also the number of threads. So it does not matter which
+    process measures first.
     """
     versions = (__version__, version(name))
     networks = [c.sha256 for c in bundle.manifest.components.values()]
@@ -166,12 +167,12 @@ def _measured(
     entry = cache.Entry("accuracy", cache.key(*versions, cpu.instruction_set(), cores, run, *networks))
     try:
         return msgspec.json.decode(entry.read() or b"", type=Accuracy | None)
-    except (msgspec.DecodeError, UnicodeDecodeError):  # not there, or nothing of ours
+    except (msgspec.DecodeError, UnicodeDecodeError):  # the entry is missing, or hspace did not write it
         pass
     _LOG.info("%s: comparing whole runs in its faster precision with float32, once on this machine", bundle.folder)
     try:
         found = measure(bundle, preset, open_own, open_faster)
-    except NotFinite as e:  # a shortage is not remembered as what the bundle is worth
+    except NotFinite as e:  # only this is remembered; a shortage says nothing about the bundle
         _LOG.info("%s: %s", bundle.folder, e)
         found = None
     entry.write(json.dumps(msgspec.to_builtins(found)).encode())
@@ -179,12 +180,12 @@ def _measured(
 
 
 def asked_engine(given: str | None) -> str:
-    """The engine that the caller asks for: what is given, else `$HSPACE_ENGINE`, else "auto"."""
+    """The engine that the caller asks for: `given`, else `$HSPACE_ENGINE`, else "auto"."""
     return _asked("engine", given, ("auto", *ENGINES))
 
 
 def asked_precision(given: str | None) -> str:
-    """Likewise the precision, from `$HSPACE_PRECISION`."""
+    """The precision that the caller asks for: `given`, else `$HSPACE_PRECISION`, else "auto"."""
     return _asked("precision", given, ("auto", *PRECISIONS))
 
 

@@ -1,4 +1,4 @@
-"""Files, in and out: regular ones within a limit are read; outputs are whole or not there."""
+"""Reads regular files within a limit of size, and writes files that are either whole or absent."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .errors import EngineError, HspaceError, OutputError
 
 MAX_FILE_BYTES = 2**31 - 1  # protobuf's limit, hence ONNX's without external data
 MAX_TEXT_BYTES = 2**24  # of JSON and the like
-LOCK = ".lock"  # a folder's, while a program changes what is in it
-_NONBLOCK = getattr(os, "O_NONBLOCK", 0)  # to open a pipe that nobody writes to would wait
+LOCK = ".lock"  # in a folder while a program changes the folder's content
+_NONBLOCK = getattr(os, "O_NONBLOCK", 0)  # without it, opening a pipe that nobody writes to would wait
 
 
 def reason(error: OSError | ValueError | MemoryError) -> str:
@@ -42,7 +42,7 @@ def check_file(path: str | Path, error: type[HspaceError]) -> int:
         found = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         raise error(f"{path}: no such file") from None
-    except (OSError, ValueError) as e:  # a ValueError is of a NUL in the name
+    except (OSError, ValueError) as e:  # a name with a NUL gives a ValueError
         raise error(f"{path}: cannot be read: {reason(e)}") from None
     if not stat.S_ISREG(found.st_mode):
         raise error(f"{path}: not a file")
@@ -65,14 +65,14 @@ def open_file(path: str | Path, error: type[HspaceError]) -> Iterator[io.Buffere
 def read_file(path: str | Path, error: type[HspaceError], most: int = MAX_FILE_BYTES) -> bytes:
     """The contents of a regular file of at most `most` bytes; raises `error` for anything else."""
     with open_file(path, error) as f:
-        size = os.fstat(f.fileno()).st_size  # of what was opened: the name may be another file's by now
+        size = os.fstat(f.fileno()).st_size  # of the open file: the name may be another file's by now
         if size > most:
             raise error(f"{path}: found {size} bytes, expected at most {most}")
         return f.read(size)
 
 
 def check_output(path: Path) -> bool:
-    """Whether a write to `path` would replace something. Raises OutputError where that is no file, or cannot be one."""
+    """Whether a write to `path` would replace something. Raises OutputError where `path` cannot be a file."""
     there = False
     try:
         os.lstat(path)
@@ -98,14 +98,14 @@ def make_folder(path: Path) -> None:
 def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
     """Writes `parts` to `path`, replacing a file, or leaves everything as it was and raises OutputError.
 
-    It is written under a temporary name in the same folder, then renamed; its content is on the disk by then. A
-    file that is replaced leaves its permissions to the new one; a link is replaced itself.
+    The file is written under a temporary name in the same folder. It is renamed when its content is on the disk. The
+    new file takes over the permissions of the file that it replaces. A link is replaced itself.
     """
     check_output(path)
     temporary = path.parent / f".{path.name[:50]}.{secrets.token_hex(6)}"
     try:
         with open(temporary, "xb") as f:
-            with contextlib.suppress(OSError):  # there is none, or a file system without permissions
+            with contextlib.suppress(OSError):  # no file to replace, or a file system without permissions
                 os.chmod(temporary, stat.S_IMODE(os.stat(path).st_mode) & 0o777)
             f.writelines(parts)
             f.flush()
@@ -120,7 +120,7 @@ def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Writes a folder's names to the disk, where the system can: what was renamed in it stays so."""
+    """Writes a folder's names to the disk, where the system can. Renames in it then survive a crash."""
     with contextlib.suppress(OSError):  # Windows opens no folders, and not every file system syncs them
         folder = os.open(path, os.O_RDONLY)
         try:
@@ -131,10 +131,10 @@ def sync_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def lock_folder(path: Path, error: type[HspaceError], seconds: float = 60) -> Iterator[None]:
-    """Holds a folder's lock, for which others wait; it ends with the process, however that ends.
+    """Holds a folder's lock. Other programs wait for it. The lock ends with the process, however the process ends.
 
-    The lock is on a file in the folder, `LOCK`, which goes with it. Raises `error` where another program holds the
-    lock for that many seconds, OutputError where the folder cannot be written to.
+    The lock is on the file `LOCK` in the folder. The file is removed with the lock. Raises `error` where another
+    program holds the lock for that many seconds, OutputError where the folder cannot be written to.
     """
     end = time.monotonic() + seconds
     while (lock := _try_lock(path)) is None:

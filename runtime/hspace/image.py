@@ -44,10 +44,10 @@ def load_images(images: Images, size: int, *, resize: bool = False, name: str = 
 
     images: one image, or an iterable of them in order; or a batch, uint8 [N, H, W, 3] or float32 [N, 3, H, W] in
     [−1, 1]. One image is a path, a PIL image, a file's contents (bytes, or a binary file that is open), uint8 [H, W, 3]
-    or float32 [3, H, W]. An array is NumPy's, or any other's that offers DLPack or `__array__`, such as PyTorch's on
-    the CPU. resize: centre-crop and resize what is not float32 and of another size; without it that is refused.
-    name: of the argument, for messages; those on one of several images name it, as in "images[3]".
-    Raises ImageError for a file or image that cannot be taken, ArgumentError for arguments that are no images.
+    or float32 [3, H, W]. An array may come from NumPy or from any library that offers DLPack or `__array__`, such as
+    PyTorch on the CPU. resize: centre-crop and resize images of another size, unless they are float32. Without resize
+    another size is an error. name: the argument's name for messages; a message on one of several images says
+    "images[3]". Raises ImageError for a file or image that cannot be used, ArgumentError for other arguments.
     """
     if is_array(images):
         return _from_array(images, name, size, resize)
@@ -74,7 +74,7 @@ def load_images(images: Images, size: int, *, resize: bool = False, name: str = 
 
 
 def is_array(images: object) -> bool:
-    """Whether it is an array of some library, not a PIL image, which offers an array as well."""
+    """Whether it is an array of some library. A PIL image offers an array as well, but does not count."""
     load_pillow()
     import PIL.Image
 
@@ -114,7 +114,7 @@ def _from_array(images: Any, name: str, size: int, resize: bool) -> NDArray[np.f
 
 
 def _as_numpy(images: Any, name: str) -> NDArray[Any]:
-    """An array of any library on the CPU as NumPy's, by DLPack where it offers that, without importing the library."""
+    """Converts a CPU array of any library to NumPy, by DLPack where it offers that. Does not import the library."""
     if isinstance(images, np.ndarray):
         return images
     try:
@@ -148,7 +148,7 @@ def _from_encoded(image: Any, name: str, size: int, resize: bool) -> NDArray[np.
 
 
 def _contents(image: Any, name: str) -> bytes:
-    """A file's bytes: given as such, or read to its end, where it is open."""
+    """A file's bytes. An open file is read to its end."""
     given = isinstance(image, (bytes, bytearray, memoryview))
     data, part = bytes(image) if given else b"", None
     while not given and part != b"" and len(data) <= MOST_BYTES:  # a pipe gives it in parts
@@ -166,7 +166,7 @@ def _contents(image: Any, name: str) -> bytes:
 
 @contextmanager
 def _opened(path: str | Path, where: str) -> Iterator[PIL.Image.Image]:
-    """An image file as `_decoded` has it."""
+    """Opens an image file as `_decoded` does."""
     check_file(path, ImageError)
     with _as_image_error(where, None), open(path, "rb") as file, _decoded(file, where) as opened:
         yield opened
@@ -174,14 +174,14 @@ def _opened(path: str | Path, where: str) -> Iterator[PIL.Image.Image]:
 
 @contextmanager
 def _decoded(file: BinaryIO, where: str) -> Iterator[PIL.Image.Image]:
-    """An image, its header checked, its pixels not decoded yet; any decoder's error is an ImageError."""
+    """Opens an image and checks its header, but decodes no pixels. Any decoder's error becomes an ImageError."""
     import PIL.Image
     from PIL.JpegImagePlugin import JpegImageFile
 
     with _as_image_error(where, file):
         is_jpeg = file.read(3) == b"\xff\xd8\xff"
         file.seek(0)
-        # of a JPEG, the first picture alone: those after it (MPO) are previews, depths and other eyes' views
+        # a JPEG's first picture is the image: later ones (MPO) are previews, depth maps and views for the other eye
         with JpegImageFile(file) if is_jpeg else PIL.Image.open(file, formats=FORMATS) as opened:
             _check_header(opened, where)
             yield opened
@@ -189,7 +189,7 @@ def _decoded(file: BinaryIO, where: str) -> Iterator[PIL.Image.Image]:
 
 @contextmanager
 def _as_image_error(where: str, file: BinaryIO | None) -> Iterator[None]:
-    """Whatever goes wrong within as an ImageError that says which it is: a shortage, or what the file is."""
+    """Turns any error inside into an ImageError that names a shortage or says what the file is."""
     load_pillow()
     import PIL.Image
 
@@ -210,7 +210,7 @@ def _as_image_error(where: str, file: BinaryIO | None) -> Iterator[None]:
 
 
 def check_files(paths: Sequence[Path], size: int, *, resize: bool = False) -> None:
-    """Raises ImageError for the first file that `load_images` would refuse for what its header says."""
+    """Raises ImageError for the first file that `load_images` would refuse because of its header."""
     for path in paths:
         with _opened(path, str(path)) as opened:
             if not resize:
@@ -218,11 +218,11 @@ def check_files(paths: Sequence[Path], size: int, *, resize: bool = False) -> No
 
 
 def _check_header(image: PIL.Image.Image, where: str) -> None:
-    """Refuses what can be told without decoding: too many pixels, several pictures, more than 8 bits a channel."""
+    """Refuses too many pixels, several pictures and more than 8 bits a channel. None of this needs decoding."""
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(f"{where}: found {image.width}×{image.height} pixels, expected at most {MAX_PIXELS}")
     count = getattr(image, "n_frames", 1)
-    if count > 1 and image.format != "MPO":  # a PIL image of those stands at its first picture, or where it was put
+    if count > 1 and image.format != "MPO":  # an open MPO is at its first picture, or where the caller moved it
         found = f"{count} pages" if image.format == "TIFF" else "an animation"
         raise ImageError(f"{where}: {found}, expected a single picture")
     tags = getattr(image, "tag_v2", {})
@@ -248,7 +248,7 @@ def _to_rgb(image: PIL.Image.Image, where: str) -> PIL.Image.Image:
 
 
 def _turned(rgb: PIL.Image.Image, image: PIL.Image.Image) -> PIL.Image.Image:
-    """As EXIF's Orientation says, whatever is wrong with other tags; as it is where that one cannot be read."""
+    """Turns the image by EXIF's Orientation. Faults in other tags do not matter; an unreadable one turns nothing."""
     import PIL.Image
 
     try:
@@ -259,7 +259,7 @@ def _turned(rgb: PIL.Image.Image, image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _orientation(exif: bytes) -> int | None:
-    """EXIF's Orientation by itself, as Pillow reads no tag after a malformed one (Exif 2.32, 4.6.2: TIFF's IFD)."""
+    """Reads only EXIF's Orientation, since Pillow reads no tag after a malformed one (Exif 2.32, 4.6.2: TIFF's IFD)."""
     data = exif.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(data[:2])
     if order is None:
@@ -314,7 +314,7 @@ def encode_image(
     """A file's bytes of uint8 [H, W, 3], in the format that the suffix names (.png, .jpg, .jpeg, .webp, .bmp).
 
     record: a text of at most MOST_RECORD characters on what made the image, for `read_record`: a PNG has it as iTXt
-    "hspace", JPEG and WEBP have it as EXIF's UserComment, BMP cannot hold it and has none. quality: 1 … 100, of JPEG
+    "hspace", JPEG and WEBP have it as EXIF's UserComment. A BMP cannot hold it. quality: 1 … 100, of JPEG
     and WEBP; by default 95. name: of the image, for messages.
     Raises ArgumentError for arguments that are none of these, OutputError for a size that the format cannot hold.
     """
@@ -344,13 +344,13 @@ def encode_image(
 def save_image(
     path: str | Path, pixels: NDArray[np.uint8], *, record: str | None = None, quality: int | None = None
 ) -> None:
-    """Writes what `encode_image` gives for the path's suffix, whole or not at all."""
+    """Writes the result of `encode_image` for the path's suffix, whole or not at all."""
     data = encode_image(pixels, Path(path).suffix, record=record, quality=quality, name=str(path))
     write_atomically(Path(path), data)
 
 
 def record_options(record: str | None, kind: str) -> dict[str, Any]:
-    """The options of Pillow's `save` that put a record into a file of that format; none where it has no place."""
+    """The options of Pillow's `save` that put a record into a file of that format; empty where it has no place."""
     import PIL.Image
     from PIL.PngImagePlugin import PngInfo
 

@@ -1,4 +1,4 @@
-"""Latents: what an encode leaves, and what every decode starts from."""
+"""Latents: the result of an encode, and the start of every decode."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Latent:
 
     @staticmethod
     def stack(latents: Sequence[Latent]) -> Latent:
-        """Several latents of one model as one; what made them is told where they agree on it."""
+        """Joins latents of one model. The provenance keeps the entries on which all of them agree."""
         if not latents or not all(isinstance(x, Latent) for x in latents):
             raise LatentError("latents: expected at least one hspace.Latent, and nothing else")
         first = latents[0]
@@ -83,7 +83,7 @@ class Latent:
 
     def to_bytes(self, where: str = "latent") -> bytes:
         """A safetensors file's bytes with the latent. Raises LatentError for more than 2 GiB. where: for messages."""
-        _check_provenance(self.provenance)  # which the caller may have changed
+        _check_provenance(self.provenance)  # the caller may have changed it
         named = {"x_T": self.x_T, "z_sem": self.z_sem, "x_prev": self.x_prev}
         arrays = {k: v for k, v in named.items() if v is not None}
         if sum(a.nbytes for a in arrays.values()) > MAX_FILE_BYTES - 2**20:  # the metadata has room as well
@@ -101,7 +101,7 @@ class Latent:
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str = "latent") -> Latent:
-        """The latent in the bytes of such a file. where: its name, for messages."""
+        """Reads a latent from the bytes of a file that `save` wrote. where: the file's name, for messages."""
         tensors = read_tensors(data, where, LatentError)
         metadata = dict(tensors.metadata)
         if metadata.pop("format", None) != _FORMAT or not {"x_T"} <= tensors.arrays.keys() <= {

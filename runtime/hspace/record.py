@@ -1,4 +1,4 @@
-"""What made an output: one line of JSON that the output carries, so that a later call can tell what it would change.
+"""Records: one line of JSON in each output says what made it, so a later call can tell what it would change.
 
     hspace, call    the version, and the command
     bundle          its name, and the SHA-256 of the checkpoint, the schedules and the files that the call used; of an
@@ -10,8 +10,9 @@
     draws           whether these two had any effect
     sources         file name, without its folder, and SHA-256 of each input
 
-A call adds what else it was asked for (`quality`, `frames`, …). PNG, JPEG, WEBP, GIF and APNG hold the record
-themselves (`image.read_record`), a latent as `record` in its provenance; a BMP has a file beside it, NAME.hspace.json.
+A call adds its other options (`quality`, `frames`, …). PNG, JPEG, WEBP, GIF and APNG files hold the record themselves
+(`image.read_record`). A latent holds it as `record` in its provenance. The record of a BMP is in a file beside it,
+NAME.hspace.json.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ if TYPE_CHECKING:
     from .editor import Editor
     from .engines import Engine
 
-_ONE_EACH = ("edit", "encode", "decode")  # calls whose images are made alike: the number is of what they draw
-_MOST_SOURCES = 50  # that a record lists; of more, it has their number and one SHA-256
+_ONE_EACH = ("edit", "encode", "decode")  # calls that make every image alike: an image's number changes only its draws
+_MOST_SOURCES = 50  # that a record lists; for more it holds their number and one SHA-256
 
 
 def engine_told(engine: Engine) -> dict[str, str]:
-    """What computed: the engine's name, its precision ("fp32", "bf16", "fp16"), and "cpu" or "cuda"."""
+    """The record's entry for the engine: its name, its precision ("fp32", "bf16", "fp16"), and "cpu" or "cuda"."""
     return {"engine": engine.name, "precision": engine.precision, "device": engine.device.partition(":")[0]}
 
 
@@ -64,7 +65,7 @@ def make_record(
     used = {*strengths, *more.get("over", ()), *more.get("accept", ())}
     files: dict[str, Any] = {k: e.sha256 for k, e in manifest.files() if not k.startswith("attributes.")}
     for name in sorted(used & manifest.attributes.keys()):
-        entry = manifest.attributes[name]  # what it is counts beside its file: n_train scales it
+        entry = manifest.attributes[name]  # its kind, branch and n_train count as well: n_train scales it
         files[f"attributes.{name}"] = [entry.sha256, entry.kind, entry.branch, entry.n_train]
     schedules = hashlib.sha256(msgspec.json.encode(manifest.schedules)).hexdigest()
     listed: Any = [msgspec.to_builtins(source) for source in sources]
@@ -94,9 +95,11 @@ def make_record(
 
 
 def differences(found: str | None, wanted: str) -> list[str]:
-    """The names of what differs between an output's record and the one that it would be given now; none: it would be
-    the same. What has no effect does not count: the seed of what draws nothing, and there the number among images that
-    are made alike; file names, but for those that a contact sheet shows.
+    """The names of the fields that differ between an output's record and the record that it would get now.
+
+    An empty list means that the call would make the same output. Fields without effect do not count: file names, except
+    those that a contact sheet shows, and, where nothing is drawn, the seed and the number of an image that is made like
+    the others.
     """
     expected = json.loads(wanted)
     try:
@@ -123,7 +126,7 @@ def _nameless(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_output(path: Path) -> str | None:
-    """The record of an output that is there; None where it has none."""
+    """The record of an existing output; None where it has none."""
     try:
         if path.suffix.lower() == ".safetensors":
             return Latent.load(path).provenance.get("record")

@@ -1,18 +1,18 @@
-"""What a file is that is not as expected, by how it begins; for messages alone, so a wrong guess costs a word."""
+"""Guesses from a file's first bytes what an unexpected file is. Only messages use it, so a wrong guess does no harm."""
 
 from __future__ import annotations
 
 import re
 from typing import BinaryIO
 
-_BYTES = 4096  # at either end of a file, that tell what it is
+_BYTES = 4096  # read at each end of a file to guess what it is
 
 _CONVERT, _FRAME = "convert it to PNG or JPEG first", "take a frame out of it first"
 _UNKNOWN = ("a text", "data of another kind")
 _TENSORS = "a safetensors file"
 _UNPACK, _DOWNLOAD = "unpack it first", "a download that failed?"
 
-# the formats that are read, by how they begin
+# the image formats that hspace reads, as patterns of their first bytes
 _READ = {
     b"\x89PNG\r\n\x1a\n": "PNG",
     b"\xff\xd8\xff": "JPEG",
@@ -21,7 +21,7 @@ _READ = {
     rb"BM....\0\0\0\0": "BMP",
     rb"II[*+]\0|MM\0[*+]": "TIFF",
 }
-# others, as patterns of their first bytes, and what to do with them
+# other formats: a pattern of their first bytes, their name, and advice
 _OTHERS = (
     (rb"version https://git-lfs\.github\.com/spec/", "a Git LFS pointer", "`git lfs pull` fetches the file"),
     (rb"(?i)(?=<).*<(!doctype html|html|head|body)\b", "an HTML page", _DOWNLOAD),
@@ -53,12 +53,12 @@ _OTHERS = (
     (rb"ID3|fLaC|RIFF....WAVE|\xff[\xf2\xf3\xfb]", "a sound", ""),
     (rb"MZ|\x7fELF", "a program", ""),
 )
-# how files of formats that are read end, and in how many bytes from their end that is looked for
+# how files of these formats end, and in how many of their last bytes the mark is searched
 _ENDS = {"PNG": (b"IEND", _BYTES), "JPEG": (b"\xff\xd9", _BYTES), "GIF": (b";", 1)}
 
 
 def found_in(file: BinaryIO) -> str:
-    """What a file is that does not open as an image, or does not decode, and what to do: for "found …"."""
+    """Names a file that does not open or decode as an image, with advice. Messages put it after "found"."""
     size = file.seek(0, 2)
     file.seek(max(size - _BYTES, 0))
     tail = file.read(_BYTES)
@@ -73,7 +73,7 @@ def found_in(file: BinaryIO) -> str:
 
 
 def found_instead_of_tensors(data: bytes) -> str:
-    """The same of the bytes of a file that does not open as safetensors."""
+    """Names a file, given as bytes, that does not open as safetensors."""
     head = data[:_BYTES]
     what, _ = _other(head, len(data))
     kind = _format_of(head) if what in _UNKNOWN else None
@@ -83,12 +83,12 @@ def found_instead_of_tensors(data: bytes) -> str:
 
 
 def _format_of(head: bytes) -> str | None:
-    """The format of images that are read that a file begins like."""
+    """The name of the image format in `_READ` whose pattern matches a file's first bytes."""
     return next((name for pattern, name in _READ.items() if re.match(pattern, head, re.DOTALL)), None)
 
 
 def _other(head: bytes, size: int) -> tuple[str, str]:
-    """What any other file is, by how it begins and its size, and what to do with it where it is no image."""
+    """The name of any other kind of file, and advice, from its first bytes and its size."""
     if not head.strip(b"\0 \t\r\n"):
         return f"a file of {size} zeros or blanks" if size else "an empty file", ""
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")
@@ -99,7 +99,7 @@ def _other(head: bytes, size: int) -> tuple[str, str]:
 
 
 def _is_cut(kind: str, size: int, head: bytes, tail: bytes) -> bool:
-    """Whether a file ends before its format says; not known for TIFF, whose parts lie in any order."""
+    """Whether a file ends before its format's end. A TIFF cannot tell, since its parts lie in any order."""
     if kind in ("WEBP", "BMP"):
         told = int.from_bytes(head[4:8], "little") + 8 if kind == "WEBP" else int.from_bytes(head[2:6], "little")
         return size < told

@@ -1,4 +1,4 @@
-"""Where results go: outputs are planned before any work."""
+"""Plans where results go, before any work."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Form:
     template: str = "{stem}.{ext}"
 
     def name(self, source: Path, index: int) -> str:
-        """What the output of the input `source` is called in a folder."""
+        """The name in a folder of the output for the input `source`."""
         stem = "stdin" if source == DASH else source.stem
 
         def value(field: re.Match[str]) -> str:
@@ -55,9 +55,9 @@ _FIELD = re.compile(r"\{(stem|ext|index)(?:(?<=index):0([1-9])d)?\}")  # and not
 
 
 def form_of(output: Path, options: dict[str, Any], kinds: Sequence[str] = tuple(WRITABLE)) -> Form:
-    """How the outputs are written, by --format, --quality and --name, which are taken out of `options`, and `output`.
+    """The form of the outputs, from `output` and from --format, --quality and --name, which leave `options`.
 
-    kinds: the suffixes that the command writes, the first where nothing else is said.
+    kinds: the suffixes that the command writes. The first is the default.
     """
     given, quality = options.pop("kind", None), options.pop("quality", None)
     template = options.pop("template", Form.template)
@@ -83,10 +83,10 @@ def form_of(output: Path, options: dict[str, Any], kinds: Sequence[str] = tuple(
 
 @dataclass
 class Plan:
-    """What a command on many inputs is to do. Makes nothing itself.
+    """The work of a command on many inputs. A plan makes nothing itself.
 
-    jobs: outputs to make. there: those that exist, and may be made anew only with update, where they would differ.
-    clashes: inputs that are refused, since several of them would become one output; these share one error.
+    jobs: outputs to make. there: outputs that exist. Only update makes those anew, and only where they would differ.
+    clashes: inputs that are refused, since several of them would become one output. They share one error.
     """
 
     jobs: list[Job]
@@ -123,7 +123,7 @@ def is_file_name(output: Path, suffixes: Collection[str]) -> bool:
 
 
 def _suffix(output: Path) -> str:
-    """The suffix that says what kind of file `output` names; of a folder none, and a number (run1.2) is none."""
+    """The suffix of the file that `output` names. A folder has none, and a number (run1.2) is no suffix."""
     if isinstance(output, FolderPath) or os.path.isdir(output) or re.fullmatch(r"\.[0-9]+", output.suffix):
         return ""
     return output.suffix.lower()
@@ -132,10 +132,10 @@ def _suffix(output: Path) -> str:
 def plan_outputs(
     inputs: Sequence[tuple[Path, Path]], output: Path, form: Form, kinds: Sequence[str], force: bool, update: bool
 ) -> Plan:
-    """What is to be made of inputs (each with its folder below the one that was given).
+    """Plans the outputs for inputs (each with its folder, relative to the folder that was given).
 
-    Where `output` is stdout, or has one of the suffixes `kinds`, it is the one input's; else it is a folder, which
-    mirrors theirs, with names by `form`. What exists is looked at first.
+    Where `output` is stdout, or has one of the suffixes `kinds`, there must be one input. Otherwise `output` is a
+    folder that mirrors the inputs' folders, with names by `form`. Existing files are checked first.
     """
     single = output == DASH or is_file_name(output, kinds)
     if single:
@@ -168,7 +168,7 @@ def plan_outputs(
 
 
 def _clash(jobs: Sequence[Job]) -> HspaceError:
-    """Why these jobs, of one target, are refused."""
+    """The error for several jobs with one target."""
     first, second, *others = [str(job.source) for job in jobs]
     sources = f"{first}, {second} and {len(others)} more would all" if others else f"{first} and {second} would both"
     return ArgumentError(f"{sources} become {jobs[0].target} (--name '{{stem}}-{{index}}.{{ext}}' tells them apart)")
@@ -182,7 +182,7 @@ def check_outputs(targets: Sequence[Path], sources: Sequence[Path], force: bool)
 
 
 def existing(targets: Sequence[Path], sources: Sequence[Path]) -> list[Path]:
-    """The outputs that exist. None may be an input, or no file, or inside a bundle's folder, --force or not."""
+    """The outputs that exist. Raises OutputError, also with --force, for an input, no file, or one in a bundle."""
     inputs, folders, found = {_identity(s) for s in sources} - {None}, set(), []
     for target in targets:
         if target.parent not in folders:
@@ -203,7 +203,7 @@ def _refuse_bundle(target: Path) -> None:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """What a file is by whatever name; None where there is no file."""
+    """A file's device and inode, the same for all its names; None where there is no file."""
     try:
         status = os.stat(path)
     except OSError:
@@ -215,7 +215,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 class Series:
     """Where a command's images go: one sheet, one animation, or numbered files in a folder.
 
-    there: targets that exist, and may be made anew only with update, where they would differ. kept: those that stay.
+    there: targets that exist. Only update makes those anew, and only where they would differ. kept: those that stay.
     """
 
     targets: list[Path]
@@ -237,8 +237,8 @@ class Series:
         record: Callable[[int], str],
         also: NDArray[np.uint8] | None = None,
     ) -> None:
-        """Writes images (uint8 [N, H, W, 3]), but for those that are kept. also: others, that only a sheet shows, after
-        them. record: of the output of that number.
+        """Writes images (uint8 [N, H, W, 3]), except those that are kept. also: more images, which only a sheet shows,
+        after the others. record: returns the record of the output with that number.
         """
         if self.kind == "folder":
             for i, (target, pixels) in enumerate(zip(self.targets, images, strict=True)):
@@ -269,7 +269,7 @@ def plan_series(
     sources: Sequence[Path],
     animated: bool = False,
 ) -> Series:
-    """Where `count` images go, by the output's name. What exists is looked at first."""
+    """Plans where `count` images go, by the output's name. Existing files are checked first."""
     check_whole("count", count)
     if output == DASH:
         check_stdout()
@@ -284,7 +284,7 @@ def plan_series(
 
 
 def plan_folder(output: Path, names: Sequence[str], force: bool, sources: Sequence[Path]) -> list[Path]:
-    """Where files of those names go in the folder `output`. Nothing that exists is replaced unasked."""
+    """Plans files of those names in the folder `output`. Only --force replaces existing files."""
     is_file_name(output, ())  # refuses what is no folder's name
     targets = [output / name for name in names]
     check_outputs(targets, sources, force)
@@ -293,13 +293,13 @@ def plan_folder(output: Path, names: Sequence[str], force: bool, sources: Sequen
 
 @contextmanager
 def folder_of(target: Path) -> Iterator[None]:
-    """Makes the folder that `target` is to be written in; where that fails, takes away again what it made."""
+    """Makes the folder for `target`. Where the body fails, it removes the folders that it made."""
     made = [p for p in (target.parent, *target.parent.parents) if not os.path.lexists(p)]
     try:
         make_folder(target.parent)
         yield
     except BaseException:
         for folder in made:
-            with suppress(OSError):  # one that has something in it by now
+            with suppress(OSError):  # a folder that is no longer empty stays
                 folder.rmdir()
         raise

@@ -1,4 +1,4 @@
-"""`-`: stdin as an input, stdout as an output; and what inputs are read by."""
+"""Reads inputs, and treats `-` as stdin (an input) or stdout (an output)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ..files import MAX_FILE_BYTES, read_file
 from ..image import MOST_BYTES
 from ..manifest import Source
 
-DASH = Path("-")  # a file of that name is told from it by its folder: `expand` gives it an absolute path
+DASH = Path("-")  # a file of that name differs from it: `expand` gives the file an absolute path
 
 
 def read_source(path: Path, error: type[HspaceError]) -> bytes:
-    """An input's bytes: of a file, or of stdin, which may be asked for again. Raises `error` for too many of them."""
+    """The bytes of a file or of stdin. stdin can be read again. Raises `error` for too many bytes."""
     most = MOST_BYTES if error is ImageError else MAX_FILE_BYTES
     return _stdin(error, most) if path == DASH else read_file(path, error, most)
 
@@ -39,12 +39,12 @@ def _stdin(error: type[HspaceError], most: int) -> bytes:
 
 
 def source_of(path: Path, data: bytes) -> Source:
-    """What a record says of an input."""
+    """The record's entry for an input."""
     return Source(file=path.name, sha256=hashlib.sha256(data).hexdigest())
 
 
 def sources_of(paths: Sequence[Path]) -> list[Source]:
-    """The same of images' files."""
+    """The record's entries for files of images."""
     return [source_of(path, read_source(path, ImageError)) for path in paths]
 
 

@@ -1,7 +1,7 @@
-"""What engines compile, kept under the user's cache folder, for its owner alone.
+"""Keeps compiled graphs in the user's cache folder, for its owner alone.
 
-A compiled graph is as good as code, so a folder that others can write is not used, and nothing is taken from a file
-that is not plain, not ours, or damaged. What cannot be used or written is done without, and a warning says so once.
+A compiled graph is as good as code. So a folder that others can write to is not used, and neither is a file that is not
+plain, not ours, or damaged. Where the folder cannot be used or written, hspace works without it and warns once.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def why_not() -> str | None:
 
 
 def key(*of: object) -> str:
-    """The name of what all of these together decide."""
+    """The key of an entry that depends on all of these values."""
     return hashlib.sha256("|".join(map(str, of)).encode(errors="surrogateescape")).hexdigest()
 
 
@@ -93,7 +93,7 @@ def made(kind: str) -> Path | None:
 
 
 class Entry:
-    """One cached file: its content, then its SHA-256. What is damaged, or cannot be read or written, is not there."""
+    """One cached file: its content, then its SHA-256. A damaged or unreadable file counts as missing."""
 
     def __init__(self, kind: str, key: str) -> None:
         self.kind, self._name = kind, f"{key}.bin"
@@ -109,11 +109,11 @@ class Entry:
         return content if len(digest) == _DIGEST and hashlib.sha256(content).digest() == digest else None
 
     def map(self) -> tuple[mmap.mmap | memoryview, memoryview] | None:
-        """The file in memory, writable for this process alone, and in it the content; read as its pages are used.
+        """The file in memory, writable for this process alone, and its content in that memory. Pages are read at use.
 
-        Whoever cuts a mapped file short ends the process that reads it (SIGBUS). So a copy without a name is mapped, in
-        the same folder; its pages can be given back as the file's own could be. A folder that has no room for it, or is
-        read-only, gets plain memory, which cannot.
+        A program that cuts a mapped file short ends the process that reads it (SIGBUS). So this maps a copy without a
+        name in the same folder. Its pages can be given back, as the file's own could be. Where the folder has no room
+        for a copy, or is read-only, plain memory holds it. The pages of plain memory cannot be given back.
         """
         opened = self._open()
         if opened is None:
@@ -181,7 +181,7 @@ class Entry:
         if not stat.S_ISREG(found.st_mode) or not _is_ours(found) or not _DIGEST <= found.st_size <= limit():
             os.close(fd)
             return None
-        with contextlib.suppress(OSError, NotImplementedError, TypeError):  # a system may not, or not by number
+        with contextlib.suppress(OSError, NotImplementedError, TypeError):  # a system may not be able to
             os.utime(fd)
         return open(fd, "rb"), found.st_size
 
@@ -201,7 +201,7 @@ def _where(kind: str) -> Path | None:
 
 
 def _copy(source: io.BufferedReader, target: IO[bytes], size: int) -> bool:
-    """Copies `size` bytes; whether they end with the SHA-256 of those before."""
+    """Copies `size` bytes. Returns whether they end with the SHA-256 of the bytes before it."""
     found = hashlib.sha256()
     for left in range(size - _DIGEST, 0, -_PIECE):
         piece = source.read(min(left, _PIECE))
@@ -237,9 +237,10 @@ def _make(path: Path) -> None:
 
 
 def _trim(top: Path, most: int) -> None:
-    """Removes entries, the least recently used first, until all take at most `most` bytes; and what is left half-done.
+    """Removes entries, the least recently used first, until all take at most `most` bytes, and unfinished files.
 
-    Several processes may do so at once: what one removes, the others do not find. Nobody holds an entry by its name.
+    Several processes may do so at once: an entry that one removes is missing for the others. Nobody holds an entry by
+    its name.
     """
     entries = []
     for path in top.glob("*/*.bin*"):
