@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 
 import hspace
+import msgspec
 import numpy as np
 import PIL.Image
 import pytest
 from hspace import Latent
+from hspace.amend import set_preset
+from hspace.bundle import Bundle
 from hspace.cli.pictures import Range, _distinct
 from hspace.image import encode_image, to_uint8
 from hspace.recorders import Timeline
@@ -191,6 +195,32 @@ def test_timeline_of_an_image(cli: Cli, on: list[object], photos: Path, tmp_path
     latent.save(tmp_path / "a.safetensors")
     cli("timeline", tmp_path / "a.safetensors", *on, *options, "-o", tmp_path / "y.png").check()
     np.testing.assert_array_equal(pixels(tmp_path / "x.png"), pixels(tmp_path / "y.png"))
+
+
+@pytest.mark.parametrize("edited", [[], ["--set", "block=1", "--t-boost", "400"]], ids=["plain", "boosted"])
+@pytest.mark.parametrize("sampler", ["bdia", "obelm"])
+def test_timeline_of_an_exact_decode(
+    sampler: str,
+    edited: list[str],
+    cli: Cli,
+    bundle: Path,
+    photos: Path,
+    tmp_path: Path,
+) -> None:
+    """It goes on from the encode, with a row less where the last does not draw: all of its frames are shown."""
+    own = Bundle(shutil.copytree(bundle, tmp_path / "own"))
+    preset = msgspec.structs.replace(own.preset(None)[1], sampler=sampler, encode_steps=5, decode_steps=5)
+    set_preset(own, "exact", msgspec.structs.replace(preset, spacing="logsnr"))
+    options = ["-b", own.folder, "--engine", "null", "--preset", "exact"]
+    cli("timeline", photos / "a.png", *options, *edited, "-o", tmp_path / "out").check()
+    files = sorted((tmp_path / "out").iterdir())
+    assert len(files) == (5 if edited else 4)
+    edits, t_boost = ({"block": 1.0}, 400) if edited else ({}, None)
+    editor = hspace.open(own.folder, engine="null")
+    latent = editor.encode(photos / "a.png", preset="exact")
+    _, frames = editor.timeline(latent, edits=edits, preset="exact", t_boost=t_boost)
+    for file, frame in zip(files, frames, strict=True):
+        np.testing.assert_array_equal(pixels(file), frame[0])
 
 
 def test_timeline_of_a_draw(cli: Cli, on: list[object], tmp_path: Path, null_diffae: hspace.Editor) -> None:
