@@ -45,7 +45,8 @@ class Hspace:
 
     def open(self, n: int) -> list[str]:
         """Makes steps of n samples ready, and forgets those before. Returns what can be timed."""
-        self._ready.clear()
+        for here in self._ready.values():
+            here.close()
         self._ready = dict(zip(KINDS, ready(self._editor, n), strict=True))
         return [*KINDS, *KINDS.values(), "update"]
 

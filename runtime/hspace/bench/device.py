@@ -1,67 +1,60 @@
-"""What is timed on a GPU: the parts of a step as its executor enqueues them, ready to be enqueued again and again.
-
-This looks into the executor, whose runs are whole: nothing else of hspace needs a single step.
-"""
+"""What is timed on a GPU: a step of a batch, and its parts, ready to be enqueued again and again."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from ..cuda.driver import Buffer, Stream
-from ..cuda.steps import Steps
-from ..cuda.work import Enqueue, Step, Work
-from ..deltas import Edit
+from ..batch import Network, Sample
+from ..cuda.driver import Buffer
+from ..cuda.workspace import Enqueue
 from ..editor import Editor
 from ..executors.cuda import Executor
-from ..noise import Noise
-from ..program import Program
 from .parts import Runs, programs
 
 
 class Ready:
-    """The first step of a program, for n samples, with all that it reads on the device.
+    """A batch of n copies of a sample, at its first row for ever.
 
-    parts: of the step, in order: "advance", "trunk", "inject" (several launches, or none), "head", "update". They and
-    the methods but `waited` enqueue, and expect `with executor.device:` around them.
+    parts: of the step, in order: "trunk", "inject" (several launches, or none), "head", "update"; in the latent DDIM
+    "latent", "update". They and the methods but `waited` enqueue, and expect `with executor.device:` around them.
     """
 
-    def __init__(self, executor: Executor, program: Program, edit: Edit, n: int) -> None:
+    def __init__(self, executor: Executor, sample: Sample, n: int, network: Network = "image") -> None:
         self.executor, self.stream = executor, executor.stream
-        components, steps = executor.components, Steps([program] * n, [edit] * n)
-        x = np.random.default_rng(0).standard_normal((n, 3, executor.size, executor.size), dtype=np.float32)
+        self._open = contextlib.ExitStack()
+        self._batch = self._open.enter_context(executor.batch(network, n))
+        self.work = work = self._batch.workspace
+        for _ in range(n):
+            self._batch.join(sample)
         with executor.device:
-            room = Work.capacity(n, steps.pairs, steps.terms)
-            self.work = work = Work(components, executor.engine, executor.kernels, "image", n, *room)
-            for name, nbytes in Work.needs(components, "image", n, steps).items():
-                work.room(name, nbytes)
-            z = np.zeros((n, *work.shape("trunk", "z_sem")), np.float32) if "z_sem" in work.at else None
-            keeps = {"has_x_prev": steps.uses("c_x_prev"), "has_p": steps.uses("c_x0_prev")}
-            executor._start(work, x, z, None, steps, Noise(0, np.arange(n)), None, keeps)
             self._kept: dict[str, Buffer] = {}  # the state, and the network's input where that is another array
             for name in {"x", "x_in"} & work.at.keys():
-                kept = executor.device.allocate(x.size * np.dtype(work.tensors[name][1]).itemsize)
+                kept = executor.device.allocate(work.place(name, n) - work.at[name])
                 self.stream.copy(kept.address, work.at[name], kept.nbytes)
                 self._kept[name] = kept
-            self._step = Step(steps.kinds[0], **keeps, has_z=False)
-            (advance, trunk), (*injection, head, update) = work.launches(self._step)
-            self.parts: dict[str, list[Enqueue]] = {
-                "advance": [advance], "trunk": [trunk], "inject": injection, "head": [head], "update": [update],
-            }  # fmt: skip
             for _ in range(3):  # launches, a capture, and its graph
                 self.step()
                 self.again()
             self.stream.synchronise()
+            front, (*middle, update) = work.launches(self._batch.key)
+        names = {"trunk": front, "inject": middle[:-1], "head": middle[-1:]} if front else {"latent": middle}
+        self.parts: dict[str, list[Enqueue]] = {**names, "update": [update]}
+
+    def close(self) -> None:
+        """Ends the batch."""
+        self._open.close()
 
     def step(self) -> None:
-        """The step as a run enqueues it: as a graph where the engine can be captured."""
-        self.executor._enqueue(self.work, self._step)
+        """The step."""
+        self._batch.step()
 
     def again(self) -> None:
-        """Puts the state and the step's number back, so that the step can be repeated without end."""
-        self.stream.zero(self.work.at["step"], 4)
+        """Puts the state and the rows back, so that the step can be repeated without end."""
+        self._batch.rewind()
         for name, kept in self._kept.items():
             self.stream.copy(self.work.at[name], kept.address, kept.nbytes)
 
@@ -81,12 +74,15 @@ class Ready:
 def ready(editor: Editor, n: int) -> tuple[Ready, Ready]:
     """Both of `parts.programs`, of n samples, for an editor on a GPU."""
     executor: Any = editor.executor
-    plain, asymmetric = (Ready(executor, *each, n) for each in programs(editor))
+    z_sem = editor.bundle.manifest.z_sem
+    z = None if z_sem is None else np.zeros(z_sem.size, np.float32)
+    x = np.random.default_rng(0).standard_normal((3, editor.size, editor.size), dtype=np.float32)
+    plain, asymmetric = (Ready(executor, Sample(x, program, z, edit), n) for program, edit in programs(editor))
     return plain, asymmetric
 
 
 def steps(editor: Editor, n: int) -> Runs:
-    """What `parts.steps` has. "update": `advance` and `linear_step`."""
+    """What `parts.steps` has. "update": `linear_step`."""
     return _steps(*ready(editor, n))
 
 
@@ -96,7 +92,7 @@ def parts(editor: Editor, n: int) -> Runs:
     runs: Runs = {}
     for component in editor.bundle.manifest.components:
         if component == "latent":
-            runs[component] = plain.waited(_latent(plain.executor, n))
+            runs[component] = _latent(editor, n)
         else:
             of = plain.parts.get(component) or [plain.work.bound(component)]
             runs[component] = plain.waited(*of)
@@ -106,22 +102,20 @@ def parts(editor: Editor, n: int) -> Runs:
 
 
 def _steps(plain: Ready, asymmetric: Ready) -> Runs:
+    def whole(of: Ready) -> Enqueue:
+        return lambda _: of.step()
+
     return {
-        "update": plain.waited(*plain.parts["advance"], *plain.parts["update"], after=plain.again),
-        "step": plain.waited(lambda _: plain.step(), after=plain.again),
-        "asymmetric step": asymmetric.waited(lambda _: asymmetric.step(), after=asymmetric.again),
+        "update": plain.waited(*plain.parts["update"], after=plain.again),
+        "step": plain.waited(whole(plain), after=plain.again),
+        "asymmetric step": asymmetric.waited(whole(asymmetric), after=asymmetric.again),
     }
 
 
-def _latent(executor: Executor, n: int) -> Enqueue:
-    """The latent DDIM's network at z_sem = 0 and t = 0."""
-    with executor.device:
-        work = Work(executor.components, executor.engine, executor.kernels, "latent", n, 0, 0)
-        executor.stream.zero(work.at["x"], 4 * n * work.shape("latent", "z_sem")[0])
-        executor.stream.zero(work.at["current"], work.block.itemsize)
-        work.bound("latent")(executor.stream)
-
-    def enqueue(stream: Stream) -> None:
-        work.bound("latent")(stream)  # and keeps its memory
-
-    return enqueue
+def _latent(editor: Editor, n: int) -> Callable[[], object]:
+    """The latent DDIM's network, at z_sem = 0."""
+    executor: Any = editor.executor
+    z_sem = editor.bundle.manifest.z_sem
+    assert z_sem is not None  # a bundle with that network has one
+    of = Ready(executor, Sample(np.zeros(z_sem.size, np.float32), programs(editor)[0][0]), n, "latent")
+    return of.waited(*of.parts["latent"])

@@ -26,7 +26,7 @@ DTYPES = {"float32": "fp32", "float16": "fp16"}  # the manifest's words to the v
 _INTEGERS: dict[str, Any] = {"i32": ctypes.c_int32, "u32": ctypes.c_uint32}
 
 
-class Image(msgspec.Struct, frozen=True):
+class KernelImage(msgspec.Struct, frozen=True):
     """A cubin or PTX: its file, and how the compiler made it. Sizes in bytes."""
 
     file: str
@@ -43,10 +43,10 @@ class Variant(msgspec.Struct, frozen=True):
 
     parameters: list[tuple[str, str]]
     block: dict[str, int]
-    images: dict[str, Image]
+    images: dict[str, KernelImage]
 
 
-class Table(msgspec.Struct, frozen=True):
+class KernelTable(msgspec.Struct, frozen=True):
     """`kernels.json`, as far as launching needs it."""
 
     format: Literal["hspace-kernels-1"]
@@ -58,23 +58,19 @@ class Kernels:
 
     def __init__(self, device: Device, folder: Path = FOLDER) -> None:
         self.device, self._folder = device, folder
-        self._loaded: dict[str, tuple[Variant, Image, Function]] = {}
+        self._loaded: dict[str, tuple[Variant, KernelImage, Function]] = {}
 
     @cached_property
-    def _table(self) -> Table:
+    def _table(self) -> KernelTable:
         path = self._folder / TABLE
         try:
-            return msgspec.json.decode(path.read_bytes(), type=Table)
+            return msgspec.json.decode(path.read_bytes(), type=KernelTable)
         except OSError:
             raise DeviceError(f"{path}: missing: this installation has no compiled kernels") from None
         except msgspec.DecodeError as e:
             raise DeviceError(f"{path}: {e}") from None
 
     # --- one method a kernel ----------------------------------------------------------------------------
-
-    def advance(self, *, step: int, staged: int, current: int, words: int) -> Launch:
-        """current ← block `*step` of staged, of `words` 32-bit words; `*step` += 1."""
-        return self._bind("advance", lambda _: (1,), step=step, staged=staged, current=current, words=words)
 
     def linear_step(
         self,
@@ -173,7 +169,7 @@ class Kernels:
         values += [ctypes.c_uint64(0), ctypes.c_uint64(0)]  # scratch, of which none is asked for
         return Launch(function, grid(variant.block), 32 * image.num_warps, image.shared, values, name)
 
-    def load(self, name: str) -> tuple[Variant, Image, Function]:
+    def load(self, name: str) -> tuple[Variant, KernelImage, Function]:
         """A kernel by its variant's name. Raises DeviceError where no image is for this GPU."""
         if name not in self._loaded:
             variant = self._table.kernels.get(name)
@@ -193,7 +189,7 @@ class Kernels:
                 )
         return self._loaded[name]
 
-    def _read(self, image: Image) -> bytes:
+    def _read(self, image: KernelImage) -> bytes:
         path = self._folder / image.file
         try:
             data = path.read_bytes()

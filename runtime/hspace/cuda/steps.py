@@ -1,9 +1,8 @@
-"""What a run tells the kernels: one block of metadata for each step, all made before the first.
+"""What a step tells the kernels: a block of metadata, always at the same place, so that a step can be a CUDA graph.
 
-The kernel `advance` copies block after block to a fixed place, so that a step's launches always read the same
-addresses and can be a CUDA graph. A block holds what the network is told (t, source), the row of each sample
-(`RECORD`), and the injection: `TARGET`s are the rows of h that change, each by its `TERM`s; a `PAIR` is a sample with
-a DeltaBlock to evaluate. Nothing here touches a device.
+It holds what the network is told (t), the row of each sample (`RECORD`), and the injection: a `TARGET` is a row of h
+that changes, each by its `TERM`s; a `PAIR` is a sample with a DeltaBlock to evaluate. Most of it is made when a sample
+joins (`Script`); a step only gathers one row of each (`write`). Nothing here touches a device.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..deltas import Delta, DeltaBlock, DeltaTable, Edit, nearest
-from ..noise import Noise
-from ..program import ROW, Branch, Program
+from ..batch import Sample
+from ..deltas import Delta, DeltaBlock, DeltaTable, nearest
+from ..program import Branch
 
 COEFFICIENTS = ("alpha", "sigma", "c_x", "c_x0", "c_eps", "c_x_prev", "c_x0_prev", "c_noise")
 RECORD = np.dtype(
@@ -29,46 +28,67 @@ TERM = np.dtype([("address", "<u8"), ("coefficient", "<f4"), ("row", "<i4")])
 PAIR = np.dtype([("address", "<u8"), ("sample", "<i4"), ("eps", "<f4")])
 
 
-class Kind(NamedTuple):
-    """What a step's launches depend on, beside addresses; a CUDA graph stands for one kind at one batch size.
+class GraphKey(NamedTuple):
+    """What a step's launches depend on, beside addresses: a CUDA graph stands for one of these at one capacity.
 
-    head: how many samples the head evaluates. targets, pairs: how many there are. norm: whether a pair begins with a
-    GroupNorm. hosted: whether a Δh has to be computed on the host.
+    doubled: whether the head evaluates 2n samples, [h, h + Δh], or n. injected: whether a Δh is added. pairs: how many
+    DeltaBlocks are evaluated, 0 or a power of two. x_prev, p: whether these are kept.
     """
 
-    head: int
-    targets: int = 0
+    doubled: bool = False
+    injected: bool = False
     pairs: int = 0
-    norm: bool = False
-    hosted: bool = False
+    x_prev: bool = False
+    p: bool = False
 
 
-def block(samples: int, pairs: int, terms: int, t: str = "int32") -> np.dtype[Any]:
-    """A step's block for that many samples, with room for so many pairs and terms; each piece 16-byte aligned."""
-    pieces: dict[str, tuple[Any, int]] = {
-        "t": (np.dtype(t), samples),
-        "source": (np.dtype("<i8"), 2 * samples),
-        "records": (RECORD, samples),
-        "targets": (TARGET, samples),
-        "pairs": (PAIR, pairs),
-        "terms": (TERM, terms),
-    }
-    offsets, end = [], 0
-    for dtype, count in pieces.values():
-        offsets.append(end)
-        end = -(-(end + dtype.itemsize * count) // 16) * 16
-    formats: list[Any] = [(dtype, (count,)) for dtype, count in pieces.values()]
-    layout: Any = {"names": list(pieces), "formats": formats, "offsets": offsets, "itemsize": end}
-    made: np.dtype[Any] = np.dtype(layout)
-    return made
+class Layout:
+    """What a step's block looks like for n samples, with room for so many pairs, and terms of each sample.
+
+    dtype: of the block. idle: the bytes of one in which nobody moves: t is 0 for the network, and −1 in the records.
+    """
+
+    def __init__(self, n: int, pairs: int, terms: int, t: str) -> None:
+        self.n, self.pairs, self.terms = n, pairs, terms
+        formats: list[Any] = [(t, (n,)), (RECORD, (n,)), (TARGET, (n,)), (PAIR, (pairs,)), (TERM, (n, terms))]
+        offsets, end = [], 0
+        for dtype in map(np.dtype, formats):
+            offsets.append(end)
+            end = -(-(end + dtype.itemsize) // 16) * 16
+        names = ["t", "records", "targets", "pairs", "terms"]
+        self.dtype: np.dtype[Any] = np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": end})
+        self.offsets = dict(zip(names, offsets, strict=True))
+        self.idle = np.zeros(end, np.uint8)
+        idle = self.idle.view(self.dtype)[0]
+        idle["records"]["t"] = -1
+        idle["targets"]["source"] = np.arange(
+            n
+        )  # the second half of h is a copy, so that all that is computed is defined
+        idle["targets"]["dest"] = n + np.arange(n)
 
 
-def identity(samples: int) -> NDArray[Any]:
-    """Records (RECORD [samples]) of the row x_next = x: what it leaves is the network's first input, cast."""
+class Block:
+    """A step's block in pinned memory (uint8 [nbytes]). t: [n]; records, targets: int32 [n, ·]; pairs: int32 [·, 4];
+    terms: int32 [n, ·]; term_rows: their rows, int32 [n, terms].
+    """
+
+    def __init__(self, memory: NDArray[np.uint8], layout: Layout) -> None:
+        fields = memory.view(layout.dtype)[0]
+        self.bytes, self.t = memory, fields["t"]
+        self.records, self.targets, self.terms = (
+            fields[name].view(np.int32).reshape(layout.n, -1) for name in ("records", "targets", "terms")
+        )
+        self.pairs, self.term_rows = fields["pairs"].view(np.int32).reshape(-1, 4), fields["terms"]["row"]
+
+
+def identity(samples: int, slot: int) -> NDArray[Any]:
+    """Records (RECORD [samples]) of the row x_next = x for one slot: what it leaves is the network's input, cast."""
     records = np.zeros(samples, RECORD)
     records["alpha"] = records["c_x"] = 1
     records["second"] = np.arange(samples)
     records["z_row"] = -1
+    records["t"] = -1
+    records["t"][slot] = 0
     return records
 
 
@@ -89,116 +109,108 @@ def packed(delta: DeltaBlock) -> NDArray[np.float32]:
     return np.concatenate([np.ravel(a).astype(np.float32, copy=False) for a in parts])
 
 
-class Steps:
-    """A batch's programs side by side.
+class Script:
+    """What a sample's rows tell the kernels, in whichever step they run; made once, when the sample joins.
 
-    rows: ROW [S, N], zeros where a sample's program has ended. alive: bool [S, N]. kinds: one for each step. pairs,
-    terms: the most that a step has. hosted: by sample, its deltas that no kernel knows, with their strengths.
+    blocks: how many DeltaBlocks it evaluates. width: how many terms. hosted: its deltas that no kernel knows, with
+    their strengths. row: how many of its rows it has run.
     """
 
-    def __init__(self, programs: Sequence[Program], edits: Sequence[Edit] | None) -> None:
-        n, length = len(programs), max(map(len, programs))
-        self.rows = np.zeros((length, n), ROW)
-        self.alive = np.zeros((length, n), bool)
-        self._draws = np.zeros((length, n), np.int64)
-        for i, program in enumerate(programs):
-            self.rows[: len(program), i] = program.rows
-            self.alive[: len(program), i] = True
-            self._draws[: len(program), i] = program.draws
-        self._deltas = [() if edits is None else edits[i].deltas for i in range(n)]
-        known = [[(d, s) for d, s in each if _is_known(d)] for each in self._deltas]
-        self.hosted = [tuple((d, s) for d, s in each if not _is_known(d)) for each in self._deltas]
-        self._known = known
-        self._edited = self.alive & (self.rows["branch"] != Branch.NONE) & np.array([bool(d) for d in self._deltas])
-        self._second = self._edited & (self.rows["branch"] == Branch.ASYMMETRIC)
-        blocks = np.array([sum(isinstance(d, DeltaBlock) for d, _ in each) for each in known])
-        terms = np.array([len(each) + bool(host) for each, host in zip(known, self.hosted, strict=True)])
-        norm = np.array([any(isinstance(d, DeltaBlock) and d.norm1 is not None for d, _ in each) for each in known])
-        self._terms_of = terms
-        self._row = n + _before(self._second)  # of the head's h, for those with a second one
-        self._target, self._pair = _before(self._edited), _before(self._edited * blocks)
-        self._term = _before(self._edited * terms)
-        pairs_of_step = (self._edited * blocks).sum(axis=1)
-        self.kinds = [
-            Kind(n + int(m), int(targets), int(pairs), bool(normed), bool(host))
-            for m, targets, pairs, normed, host in zip(
-                self._second.sum(axis=1),
-                self._edited.sum(axis=1),
-                pairs_of_step,
-                (self._edited & norm).any(axis=1),
-                (self._edited & np.array([bool(h) for h in self.hosted])).any(axis=1),
-                strict=True,
-            )
-        ]
-        self.pairs = int(pairs_of_step.max(initial=0))
-        self.terms = int((self._edited * terms).sum(axis=1).max(initial=0))
+    def __init__(self, sample: Sample, slot: int) -> None:
+        self.sample, self.slot, self.row = sample, slot, 0
+        self.rows = sample.program.rows
+        self.known = [(d, s) for d, s in sample.edit.deltas if _is_known(d)]
+        self.hosted = tuple((d, s) for d, s in sample.edit.deltas if not _is_known(d))
+        edited = (self.rows["branch"] != Branch.NONE) & bool(sample.edit.deltas)
+        self.edited: list[bool] = edited.tolist()
+        self.doubled: list[bool] = (edited & (self.rows["branch"] == Branch.ASYMMETRIC)).tolist()
+        used = bool(edited.any())
+        if not used:
+            self.known, self.hosted = [], ()
+        self.blocks = sum(isinstance(d, DeltaBlock) for d, _ in self.known)
+        self.norm = any(isinstance(d, DeltaBlock) and d.norm1 is not None for d, _ in self.known)
+        self.width = len(self.known) + bool(self.hosted)
+        self.keeps_x_prev, self.uses_p = sample.keeps_x_prev, bool(self.rows["c_x0_prev"].any())
+        self.t: list[int] = self.rows["t"].tolist()
+        noisy = self.rows["c_noise"] != 0
+        self.draws = sample.program.draws  # which draw each row takes
+        self.given: list[bool] = (noisy & (sample.noise is not None)).tolist()
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def uses(self, column: str) -> bool:
-        """Whether a row has anything in that column."""
-        return bool(self.rows[column].any())
-
-    def hosted_at(self, step: int) -> list[int]:
-        """The samples whose Δh, or a part of it, the host has to compute at that step."""
-        return [int(i) for i in np.flatnonzero(self._edited[step]) if self.hosted[i]]
-
-    def write(self, out: NDArray[Any], noise: Noise, address: Callable[[Delta], int], hosted: int, apart: int) -> None:
-        """Fills `out`, zeros of dtype `block(…)` [S].
-
-        address: where the device has a table, or a DeltaBlock's packed weights. hosted: where it has what the host
-        computes, `apart` bytes for each sample, as far apart as entries of a table are.
+    def compile(self, layout: Layout, address: Callable[[Delta], int], hosted: int, apart: int) -> None:
+        """Makes the tables. address: where the device has a table, or a DeltaBlock's packed weights. hosted: where it
+        has what the host computes of this sample's Δh. apart: bytes from one of a table's entries to the next.
         """
-        n = self.rows.shape[1]
-        own, rows, records = np.arange(n), self.rows, out["records"]
-        out["t"] = rows["t"]
-        out["source"][:, :n] = own
-        step, sample = np.nonzero(self._second)
-        out["source"][step, self._row[step, sample]] = sample
-        for name in (*COEFFICIENTS, "clip"):
-            records[name] = rows[name]
-        records["t"] = np.where(self.alive, rows["t"], -1)
-        records["second"] = np.where(self._second, self._row, own)
-        records["draw"], records["image"] = self._draws, noise.image.astype(np.uint32)
-        records["z_row"] = -1 if noise.given is None else self._draws * n + own
-        records["seed_low"], records["seed_high"] = noise.seed & 0xFFFFFFFF, noise.seed >> 32
-        step, sample = np.nonzero(self._edited)
-        targets = np.zeros(len(step), TARGET)
-        targets["dest"] = np.where(self._second, self._row, own)[step, sample]
-        targets["source"], targets["first"] = sample, self._term[step, sample]
-        targets["count"] = self._terms_of[sample]
-        out["targets"][step, self._target[step, sample]] = targets
-        for i in np.flatnonzero(self._edited.any(axis=0)):
-            self._write_terms(out, int(i), address, hosted + int(i) * apart, apart)
-
-    def _write_terms(self, out: NDArray[Any], i: int, address: Callable[[Delta], int], hosted: int, apart: int) -> None:
-        """Sample i's terms and pairs, at every step that edits it."""
-        steps = np.flatnonzero(self._edited[:, i])
-        term, pair = self._term[steps, i], self._pair[steps, i]
-        scale = self.rows["edit_scale"][steps, i]
-        for delta, strength in self._known[i]:
-            terms = np.zeros(len(steps), TERM)
-            terms["address"], terms["coefficient"], terms["row"] = address(delta), scale * np.float32(strength), -1
+        count, sample = len(self), self.sample
+        records = np.zeros(count, RECORD)
+        for name in (*COEFFICIENTS, "clip", "t"):
+            records[name] = self.rows[name]
+        doubled = np.array(self.doubled)
+        records["second"] = np.where(doubled, layout.n + self.slot, self.slot)
+        records["draw"], records["image"] = self.draws, sample.image
+        records["z_row"] = -1 if sample.noise is None else self.slot
+        records["seed_low"], records["seed_high"] = sample.seed & 0xFFFFFFFF, sample.seed >> 32
+        targets = np.zeros(count, TARGET)
+        targets["dest"], targets["source"] = records["second"], self.slot
+        targets["count"] = self.width
+        terms, pairs = np.zeros((count, self.width), TERM), np.zeros(self.blocks, PAIR)
+        terms["row"] = -1
+        self.block_terms = [k for k, (d, _) in enumerate(self.known) if isinstance(d, DeltaBlock)]
+        for k, (delta, strength) in enumerate(self.known):
+            place = address(delta)
+            terms["address"][:, k] = place
+            terms["coefficient"][:, k] = self.rows["edit_scale"] * np.float32(strength)
             if isinstance(delta, DeltaTable):
-                terms["address"] += nearest(delta.timesteps, self.rows["t"][steps, i]).astype(np.uint64) * apart
+                terms["address"][:, k] += nearest(delta.timesteps, self.rows["t"]).astype(np.uint64) * np.uint64(apart)
             elif isinstance(delta, DeltaBlock):
-                terms["row"] = pair
-                eps = delta.eps if delta.norm1 is None else -delta.eps
-                out["pairs"][steps, pair] = np.array((address(delta), i, eps), PAIR)
-                pair = pair + 1
-            out["terms"][steps, term] = terms
-            term = term + 1
-        if self.hosted[i]:
-            out["terms"][steps, term] = np.array((hosted, 1, -1), TERM)
+                number = self.block_terms.index(k)
+                terms["row"][:, k] = number
+                pairs[number] = place, self.slot, delta.eps if delta.norm1 is None else -delta.eps
+        if self.hosted:
+            terms[:, -1] = np.array((hosted, 1, -1), TERM)
+        self.records, self.targets = records.view(np.int32).reshape(count, -1), targets.view(np.int32).reshape(count, 4)
+        self.terms, self.pairs = (
+            terms.view(np.int32).reshape(count, 4 * self.width),
+            pairs.view(np.int32).reshape(-1, 4),
+        )
+        self.lay_out(layout)
+
+    def lay_out(self, layout: Layout) -> None:
+        """Tells where its terms begin."""
+        self.targets[:, 2] = self.slot * layout.terms
+
+
+def write(block: Block, layout: Layout, running: Sequence[Script], *, observed: bool) -> GraphKey:
+    """Fills a step's block with the next row of every script. Returns what the step launches."""
+    block.bytes[:] = layout.idle
+    pairs, doubled, injected, x_prev, p = 0, False, False, False, observed
+    for script in running:
+        slot, row = script.slot, script.row
+        block.t[slot], block.records[slot] = script.t[row], script.records[row]
+        x_prev, p = x_prev or script.keeps_x_prev, p or script.uses_p
+        if not script.edited[row]:
+            continue
+        injected, doubled = True, doubled or script.doubled[row]
+        block.targets[slot], block.terms[slot, : 4 * script.width] = script.targets[row], script.terms[row]
+        if script.blocks:
+            block.term_rows[slot, script.block_terms] += pairs
+            block.pairs[pairs : pairs + script.blocks] = script.pairs
+            pairs += script.blocks
+    padded = capacity_of(pairs)
+    if pairs:
+        block.pairs[pairs:padded] = block.pairs[
+            pairs - 1
+        ]  # evaluated again, for nobody: few kinds of steps are worth it
+    return GraphKey(doubled, injected, padded, x_prev, p)
+
+
+def capacity_of(n: int) -> int:
+    """The least of 1, 2, 4, 8, … that holds n; 0 for 0."""
+    return 1 << (n - 1).bit_length() if n else 0
 
 
 def _is_known(delta: Delta) -> bool:
     """Whether the kernels can compute it."""
     return isinstance(delta, (DeltaTable, DeltaBlock))
-
-
-def _before(counts: NDArray[Any]) -> NDArray[np.int64]:
-    """Of each step's samples (axis 1), the sum of those before."""
-    whole = counts.astype(np.int64)
-    return np.cumsum(whole, axis=1) - whole

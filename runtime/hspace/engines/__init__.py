@@ -17,7 +17,7 @@ An engine on a CPU needs `run` alone; `unet.OwnSkips` is what it has beside it t
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
@@ -61,6 +61,15 @@ class Engine(Protocol):
         ...
 
 
+class Binding(Protocol):
+    """A component on given memory: a call enqueues its evaluation."""
+
+    def __call__(self) -> None: ...
+    def release(self) -> None:
+        """Frees what the engine holds for it; it is not called any more."""
+        ...
+
+
 class DeviceEngine(Engine, Protocol):
     """An engine on a GPU, whose work is enqueued on one stream and reads and writes given memory.
 
@@ -70,11 +79,11 @@ class DeviceEngine(Engine, Protocol):
     @property
     def not_capturable(self) -> str | None: ...
 
-    def bind(self, component: str, sizes: Mapping[str, int], addresses: Mapping[str, int]) -> Callable[[], None]:
+    def bind(self, component: str, sizes: Mapping[str, int], addresses: Mapping[str, int]) -> Binding:
         """What evaluates a component for good: a call enqueues it, and neither waits nor copies.
 
         sizes: of the dimensions "N" and "M". addresses: of every input and output, contiguous, in the manifest's
-        dtypes; they stay as they are for as long as the result is used. Raises OutOfMemory (cuda.driver), here or when
+        dtypes; they stay as they are until the result is released. Raises OutOfMemory (cuda.driver), here or when
         called.
         """
         ...

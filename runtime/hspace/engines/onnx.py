@@ -10,7 +10,7 @@ import io
 import itertools
 import platform
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -183,6 +183,9 @@ class OnnxCudaEngine:
     run's end (cudaFreeHost) is refused (error 800), and either ends the process in a destructor
     (github.com/microsoft/onnxruntime/pull/32081, which would change it, with measurements). So nothing is tried.
 
+    A graph is released with its binding where ONNX Runtime can do that (`release_captured_graph`); else it is there
+    until the session's end. Bindings are few and kept, so that little is ever released.
+
     Its own captures are of the mode "global": while one is made, no thread of the process may allocate or free device
     memory. They are made at the first steps of a batch size; until a run returns, what hspace frees waits.
     """
@@ -214,29 +217,28 @@ class OnnxCudaEngine:
     def close(self) -> None:
         self._sessions.clear()
 
+    def capturing(self) -> contextlib.AbstractContextManager[None]:
+        """Around a run, which may be the one that is captured."""
+        return self._device.capturing()
+
     def run(self, component: str, inputs: Mapping[str, Any]) -> list[Any]:
         """As on the CPU: arrays go to the device, and outputs come back."""
         spec = self._components[component]
         feeds = {i.name: np.ascontiguousarray(inputs[i.name], dtype=i.dtype) for i in spec.inputs}
-        with self._explained(component), self._device:
-            found = self._sessions[component].run([o.name for o in spec.outputs], feeds, self._options(component, 0))
+        with self.explained(component), self._device:
+            found = self._sessions[component].run([o.name for o in spec.outputs], feeds, self.options(component, 0))
         return list(found)
 
-    def bind(self, component: str, sizes: Mapping[str, int], addresses: Mapping[str, int]) -> Callable[[], None]:
+    def bind(self, component: str, sizes: Mapping[str, int], addresses: Mapping[str, int]) -> Bound:
         spec, session = self._components[component], self._sessions[component]
-        binding, options = session.io_binding(), self._options(component, next(self._numbers))
+        binding, number = session.io_binding(), next(self._numbers)
         for tensors, bind in ((spec.inputs, binding.bind_input), (spec.outputs, binding.bind_output)):
             for t in tensors:
                 shape = [sizes[d] if isinstance(d, str) else d for d in t.shape]
                 bind(t.name, self.memory, self._device.ordinal, np.dtype(t.dtype).type, shape, addresses[t.name])
+        return Bound(self, component, session, binding, number)
 
-        def enqueue() -> None:
-            with self._explained(component), self._device.capturing():
-                session.run_with_iobinding(binding, options)
-
-        return enqueue
-
-    def _options(self, component: str, number: int) -> Any:
+    def options(self, component: str, number: int) -> Any:
         """Options of a run: as the graph of that number, without waiting; or, for 0, by itself, and to its end."""
         options = self._ort.RunOptions()
         options.log_severity_level = 4
@@ -247,7 +249,7 @@ class OnnxCudaEngine:
         return options
 
     @contextlib.contextmanager
-    def _explained(self, component: str) -> Any:
+    def explained(self, component: str) -> Any:
         """ONNX Runtime's errors share no base class, and what one says is not for our users, but for a size."""
         try:
             yield
@@ -288,6 +290,24 @@ class OnnxCudaEngine:
         }
         providers = [(self.provider, provider), "CPUExecutionProvider"]
         return self._ort.InferenceSession(data, options, providers=providers, enable_fallback=0)
+
+
+class Bound:
+    """A component of an `OnnxCudaEngine` on given memory: see `engines.Binding`."""
+
+    def __init__(self, engine: OnnxCudaEngine, component: str, session: Any, binding: Any, number: int) -> None:
+        self._engine, self._component, self._session, self._number = engine, component, session, number
+        self._binding, self._options = binding, engine.options(component, number)
+
+    def __call__(self) -> None:
+        with self._engine.explained(self._component), self._engine.capturing():
+            self._session.run_with_iobinding(self._binding, self._options)
+
+    def release(self) -> None:
+        if self._engine.graphs[self._component] and hasattr(self._session, "release_captured_graph"):
+            with contextlib.suppress(Exception):  # of a graph that was never made; its errors share no base class
+                self._session.release_captured_graph(self._number)
+        self._binding = self._session = None
 
 
 def _ports(ports: Any) -> list[Port]:

@@ -15,10 +15,10 @@ from hspace.cuda.driver import Device, Stream
 from hspace.cuda.kernels import Kernels
 from hspace.deltas import DeltaBlock, DeltaTable
 from hspace.editor import Editor
+from hspace.executors import cpu
 from hspace.executors.cuda import Executor
 from hspace.manifest import Component
 from hspace.program import COEFFICIENTS, ROW64, Branch, Program
-from hspace.runs import OnHost
 
 from tests.conftest import make_null_bundle
 
@@ -68,8 +68,25 @@ class Network:
         return [np.tanh(z_sem @ self._latent + t[:, None] / 1000)]
 
 
+class Bound:
+    """A binding. held: those that have not been released."""
+
+    def __init__(self, enqueue: Callable[[], None], held: list[Bound]) -> None:
+        self._enqueue, self._held = enqueue, held
+        held.append(self)
+
+    def __call__(self) -> None:
+        assert self in self._held
+        self._enqueue()
+
+    def release(self) -> None:
+        self._held.remove(self)
+
+
 class OnFake(Network):
-    """The network on the fake driver's memory. fails: exceptions that its next evaluations raise."""
+    """The network on the fake driver's memory. fails: exceptions that its next evaluations raise. bound: all that was
+    ever bound: component, N, M.
+    """
 
     device, precision, batch_pixels = "cuda:0", "fp32", 2**18
 
@@ -80,8 +97,9 @@ class OnFake(Network):
         self.bound: list[tuple[str, int, int]] = []
         self.fails: list[Exception] = []
         self.closed = False
+        self.held: list[Bound] = []
 
-    def bind(self, component: str, sizes: Mapping[str, int], addresses: Mapping[str, int]) -> Callable[[], None]:
+    def bind(self, component: str, sizes: Mapping[str, int], addresses: Mapping[str, int]) -> Bound:
         spec = self._components[component]
         self.bound.append((component, sizes["N"], sizes["M"]))
         assert addresses.keys() == {t.name for t in (*spec.inputs, *spec.outputs)}
@@ -100,7 +118,7 @@ class OnFake(Network):
                 raise self.fails.pop(0)
             self._driver.streams[self._stream.handle].add(evaluate)
 
-        return enqueue
+        return Bound(enqueue, self.held)
 
     def close(self) -> None:
         self.closed = True
@@ -111,7 +129,7 @@ class Pair:
     """The same bundle twice: on the CPU, and on the fake driver."""
 
     bundle: Bundle
-    host: OnHost
+    host: cpu.Executor
     executor: Executor
     engine: OnFake
     driver: FakeDriver
@@ -162,8 +180,9 @@ def make_pair(kernels_folder: Path, null_folders: dict[str, Path]) -> Callable[.
         device = Device(0, driver)
         stream = device.stream()
         engine = OnFake(bundle.manifest.components, driver, stream)
-        executor = Executor(bundle, engine, device, stream, Kernels(device, kernels_folder))
-        return Pair(bundle, OnHost(Network(bundle.manifest.components)), executor, engine, driver)
+        components = bundle.manifest.components
+        executor = Executor(engine, components, SIZE, device, stream, Kernels(device, kernels_folder))
+        return Pair(bundle, cpu.Executor(Network(components), components), executor, engine, driver)
 
     return make
 

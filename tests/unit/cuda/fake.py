@@ -101,7 +101,7 @@ class FakeDriver:
         self.holders: dict[int, tuple[int, int]] = {}  # of those of others: ordinal and context
         self.pinned: dict[int, np.ndarray] = {}
         self.streams: dict[int, Queue] = {0: Queue(CONTEXT), 1: Queue(CONTEXT)}
-        self.events: dict[int, Queue] = {}
+        self.events: dict[int, tuple[Queue, list[bool]] | None] = {}
         self.functions: dict[int, dict[str, Any]] = {}
         self.shared: dict[int, int] = {}
         self.graphs: dict[int, list[Callable[[], None]]] = {}
@@ -232,8 +232,13 @@ class FakeDriver:
 
     def cuMemcpyHtoDAsync(self, target: int, source: int, nbytes: int, stream: int) -> Any:
         data, pinned = self._host(source, nbytes)
-        data = data if pinned else data.copy()
-        self.streams[stream].add(lambda: np.copyto(self.at(target, np.uint8, nbytes), data))
+        given = data.copy()
+
+        def copy() -> None:
+            assert not pinned or np.array_equal(data, given), "pinned memory was written while a copy was under way"
+            np.copyto(self.at(target, np.uint8, nbytes), given)
+
+        self.streams[stream].add(copy)
         return (OK,)
 
     def cuMemcpyDtoHAsync(self, target: int, source: int, nbytes: int, stream: int) -> Any:
@@ -274,20 +279,38 @@ class FakeDriver:
         return (OK,)
 
     def cuEventCreate(self, flags: int) -> Any:
-        return OK, next(self._handles)
+        handle = next(self._handles)
+        self.events[handle] = None
+        return OK, handle
 
     def cuEventRecord(self, event: int, stream: int) -> Any:
         if stream not in self.streams or self.streams[stream].context != CONTEXT:
             return (CUresult.CUDA_ERROR_INVALID_HANDLE,)
-        self.events[event] = self.streams[stream]
+        passed = [False]
+        self.streams[stream].add(lambda: passed.__setitem__(0, True))
+        self.events[event] = self.streams[stream], passed
         return (OK,)
 
     def cuStreamWaitEvent(self, stream: int, event: int, flags: int) -> Any:
-        self.streams[stream].add(self.events[event].drain)
+        self.streams[stream].add(self._until(event))
         return (OK,)
 
+    def cuEventSynchronize(self, event: int) -> Any:
+        self._until(event)()
+        return (OK,)
+
+    def _until(self, event: int) -> Callable[[], None]:
+        """What carries a stream's work out up to the event's mark."""
+        found = self.events[event]
+
+        def carry_out() -> None:
+            while found is not None and not found[1][0]:
+                found[0].pending.pop(0)()
+
+        return carry_out
+
     def cuEventDestroy(self, event: int) -> Any:
-        self.events.pop(event, None)
+        del self.events[event]
         return (OK,)
 
     def cuStreamBeginCapture(self, stream: int, mode: int) -> Any:
@@ -377,12 +400,6 @@ _VALUES = {  # how many values follow a result
 
 class Carried:
     """The kernels, on a driver's memory."""
-
-    @staticmethod
-    def advance(on: FakeDriver, dtype: Any, grid: Any, *, step: int, staged: int, current: int, words: int) -> None:
-        number = on.at(step, np.int32, 1)
-        on.at(current, np.int32, words)[:] = on.at(staged + int(number[0]) * words * 4, np.int32, words)
-        number += 1
 
     @staticmethod
     def linear_step(
@@ -515,7 +532,6 @@ _SIZES = [["channels", "i32"], ["positions", "i32"], ["embedding", "i32"]]
 def _parameters(entry: str, dtype: str) -> list[list[str]]:
     network, f32 = f"*{dtype}", "*fp32"
     found: dict[str, list[list[str]]] = {
-        "advance": [["step", "*i32"], ["staged", "*i32"], ["current", "*i32"], ["words", "i32"]],
         "linear_step": [
             ["x", f32], ["eps", network], ["x_in", network], ["x_prev", f32], ["p", f32], ["z", f32],
             ["records", "*i32"], ["elements", "i32"], ["eps_stride", "i32"], ["has_x_in", "i32"],
@@ -532,7 +548,7 @@ def write_kernels(folder: Path, architectures: list[tuple[int, int]] | None = No
     """A folder like hspace/cuda/cubins, for the fake driver."""
     folder.mkdir(parents=True, exist_ok=True)
     kernels: dict[str, Any] = {}
-    names = [("advance", "advance", "fp32")]
+    names: list[tuple[str, str, str]] = []
     for entry in ("linear_step", "block_norm", "block_hidden", "inject"):
         names += [(f"{entry}_{dtype}", entry, dtype) for dtype in ("fp16", "fp32")]
     for name, entry, dtype in names:

@@ -21,6 +21,7 @@ from hspace.errors import ArgumentError, DeviceError, EngineError
 
 from .fake import OTHER_CONTEXT, CUresult, FakeDriver, Queue, write_kernels
 
+NAME = "linear_step_fp32"
 BUNDLE = Path(__file__).parents[3] / "bundles" / "avatars32"
 
 
@@ -260,12 +261,12 @@ def test_an_architecture_that_is_too_old(tmp_path: Path) -> None:
     kernels = Kernels(Device(0, FakeDriver(architecture=(7, 0))), write_kernels(tmp_path, [(8, 0), (9, 0)]))
     says = "^device cuda:0: Fake GPU is of the architecture sm_70; the kernels that ship are for sm_80, sm_90, ptx$"
     with pytest.raises(DeviceError, match=says):
-        kernels.load("advance")
+        kernels.load("linear_step_fp32")
 
 
 def test_much_shared_memory_is_asked_for(tmp_path: Path) -> None:
     driver = FakeDriver()
-    Kernels(Device(0, driver), write_kernels(tmp_path, shared=64 * 1024)).load("advance")
+    Kernels(Device(0, driver), write_kernels(tmp_path, shared=64 * 1024)).load("linear_step_fp32")
     assert list(driver.shared.values()) == [64 * 1024]
 
 
@@ -281,22 +282,22 @@ def spoil(tmp_path: Path, change: Callable[[dict[str, Any]], Any]) -> Kernels:
     ("change", "says"),
     [
         (lambda t: t.update(format="hspace-kernels-2"), "kernels.json: .*hspace-kernels-2"),
-        (lambda t: t["kernels"].pop("advance"), "kernels.json: has no kernel advance"),
-        (lambda t: t["kernels"]["advance"]["images"]["sm_90"].update(sha256="0" * 64), "altered: found SHA-256"),
-        (lambda t: t["kernels"]["advance"]["images"]["sm_90"].update(file="none"), "none: missing"),
-        (lambda t: t["kernels"]["advance"]["images"]["sm_90"].update(global_scratch=4), "asks for scratch memory"),
-        (lambda t: t["kernels"]["advance"]["parameters"].append(["more", "i32"]), r"found parameters \['more'\], exp"),
+        (lambda t: t["kernels"].pop(NAME), "kernels.json: has no kernel linear_step_fp32"),
+        (lambda t: t["kernels"][NAME]["images"]["sm_90"].update(sha256="0" * 64), "altered: found SHA-256"),
+        (lambda t: t["kernels"][NAME]["images"]["sm_90"].update(file="none"), "none: missing"),
+        (lambda t: t["kernels"][NAME]["images"]["sm_90"].update(global_scratch=4), "asks for scratch memory"),
+        (lambda t: t["kernels"][NAME]["parameters"].append(["more", "i32"]), r"found parameters \['more'\], exp"),
     ],
 )
 def test_tables_that_are_wrong(tmp_path: Path, change: Any, says: str) -> None:
     kernels = spoil(tmp_path, change)
     with pytest.raises(DeviceError, match=says):
-        kernels.advance(step=1, staged=2, current=3, words=4)
+        kernels.linear_step("fp32", 1, x=1, eps=2, records=3, elements=4, eps_stride=4)
 
 
 def test_a_table_that_is_missing(tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match=r"kernels\.json: missing: this installation has no compiled kernels"):
-        Kernels(Device(0, FakeDriver()), tmp_path).load("advance")
+        Kernels(Device(0, FakeDriver()), tmp_path).load("linear_step_fp32")
 
 
 @pytest.mark.skipif(not (FOLDER / "kernels.json").exists(), reason="the kernels have not been compiled")
@@ -310,7 +311,6 @@ def test_the_kernels_that_ship_take_these_arguments(dtype: str) -> None:
     kernels = Kernels(Device(0, driver))
     sizes = {"channels": 512, "positions": 64, "embedding": 512}
     launches = [
-        kernels.advance(step=1, staged=2, current=3, words=4),
         kernels.linear_step(dtype, 2, x=1, eps=2, records=3, elements=4096, eps_stride=4096),
         kernels.block_norm(dtype, 2, h=1, v=2, pairs=3, **sizes),
         kernels.block_hidden(dtype, 2, h=1, v=2, temb=3, u=4, pairs=5, **sizes),

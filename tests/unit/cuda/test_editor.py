@@ -11,6 +11,7 @@ from hspace.cuda.arrays import DeviceArray
 from hspace.editor import Editor
 from hspace.errors import ArgumentError, Cancelled, DeviceError, EngineError, ImageError
 from hspace.image import to_uint8
+from hspace.runs import Step
 
 from tests.conftest import relative_error
 
@@ -64,10 +65,14 @@ def test_given_noise(pair: Pair) -> None:
 def test_progress_and_cancelling(pair: Pair) -> None:
     host, device = pair.editors()
     seen: list[list[tuple[Any, ...]]] = [[], []]
+
+    def what(s: Step) -> tuple[Any, ...]:
+        return s.phase, s.index, s.total, s.image.tolist(), s.row.tolist(), s.rows.tolist(), s.t.tolist()
+
     for steps, editor in zip(seen, (host, device), strict=True):
         editor.edit(
             IMAGES, {"table": 0.3},
-            on_step=lambda s, steps=steps: steps.append((s.phase, s.index, s.total, s.first, s.t.tolist(), s.x.shape)),
+            on_step=lambda s, steps=steps: steps.append((*what(s), s.x.shape)),
         )  # fmt: skip
     assert seen[0] == seen[1] and len(seen[1]) == seen[1][0][2]
     with pytest.raises(Cancelled, match=r"cancelled by on_step at step 3"):
@@ -79,7 +84,7 @@ def test_a_result_that_is_not_finite(pair: Pair) -> None:
     _, device = pair.editors()
     latent = device.encode(IMAGES)
     for output in ("float32", "device"):
-        with pytest.raises(EngineError, match=r"^decode: the result is not finite"):
+        with pytest.raises(EngineError, match=r"^images\[0\] and 2 more: decode: the result is not finite"):
             device.decode(latent, {"table": 3e38}, output=output)  # type: ignore[arg-type]
     assert np.isfinite(device.decode(latent, output="float32")).all()
 

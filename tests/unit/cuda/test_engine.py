@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from hspace.executors.cuda import Executor
 
 from tests.conftest import BUNDLES, relative_error
 
+from .conftest import Bound
 from .fake import OTHER_CONTEXT, FakeDriver, Queue
 
 
@@ -84,10 +84,10 @@ class OnHostMemory(onnx.OnnxCudaEngine):
             raise RuntimeError("all compute graph nodes have not been partitioned to the CUDAExecutionProvider")
         return onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
 
-    def bind(self, component: str, sizes: Any, addresses: Any) -> Callable[[], None]:
+    def bind(self, component: str, sizes: Any, addresses: Any) -> Any:
         """As work of the fake driver's stream, which is where the inputs are made."""
         run, device = super().bind(component, sizes, addresses), self._device
-        return lambda: device.api.streams[self._stream.handle].add(run)
+        return Bound(lambda: device.api.streams[self._stream.handle].add(run), [])
 
 
 def made(bundle: Bundle, folder: Path) -> tuple[Editor, OnHostMemory, FakeDriver]:
@@ -95,7 +95,8 @@ def made(bundle: Bundle, folder: Path) -> tuple[Editor, OnHostMemory, FakeDriver
     device = Device(0, driver)
     stream = device.stream()
     engine = OnHostMemory(bundle, device, stream)
-    executor = Executor(bundle, engine, device, stream, Kernels(device, folder))
+    components, size = bundle.manifest.components, bundle.manifest.image.size
+    executor = Executor(engine, components, size, device, stream, Kernels(device, folder))
     return Editor(bundle, engine, executor=executor), engine, driver
 
 
@@ -130,10 +131,10 @@ def test_a_graph_with_nodes_on_the_cpu(bundle: Bundle, kernels_folder: Path, mon
 )
 def test_errors_of_onnxruntime(bundle: Bundle, kernels_folder: Path, text: str, asked: str) -> None:
     _, engine, _ = made(bundle, kernels_folder)
-    with pytest.raises(OutOfMemory, match=f"^device cuda:0: out of memory: {asked}, "), engine._explained("head"):
+    with pytest.raises(OutOfMemory, match=f"^device cuda:0: out of memory: {asked}, "), engine.explained("head"):
         raise RuntimeError(text)
     with (
         pytest.raises(EngineError, match=r"^engine onnx: component head failed on cuda:0$"),
-        engine._explained("head"),
+        engine.explained("head"),
     ):
         raise RuntimeError("something else that is long and not for users")
