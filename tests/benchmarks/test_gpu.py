@@ -14,16 +14,17 @@ from typing import Any
 import hspace
 import numpy as np
 import pytest
+from hspace.batch import Sample
 from hspace.bench import report as bench_report
 from hspace.bench import timing
 from hspace.bench.parts import programs
 from hspace.bundle import Bundle
 from hspace.cuda.driver import Device
 from hspace.cuda.kernels import Kernels
-from hspace.executors.cpu import Batch, Executor
 from hspace.image import load_images
-from hspace.noise import Noise
+from hspace.program import Program
 
+from ..batches import run_all, states
 from ..conftest import BUNDLES, relative_error
 from . import FOLDER
 from .conftest import Timed
@@ -263,9 +264,9 @@ def test_steps_are_put_back(make_timed: Callable[..., Any]) -> None:
             here.step()
             found = pair.executor.stream.download(here.work.at["x"], (2, 3, 8, 8))
         program, edit = programs(host)[1]
-        batch = Batch(start, [program] * 2, Noise(0, np.arange(2)), None, [edit] * 2)
-        Executor(host.engine).step(batch)
-        assert relative_error(found, batch.x) <= 1e-5
+        first = Program("its first row", program.rows[:1])
+        expected = run_all(pair.host, [Sample(x, first, edit=edit) for x in start])
+        assert relative_error(found, states(expected)) <= 1e-5
 
 
 class Ask:

@@ -119,7 +119,8 @@ class Script:
     def __init__(self, sample: Sample, slot: int) -> None:
         self.sample, self.slot, self.row = sample, slot, 0
         self.rows = sample.program.rows
-        self.known = [(d, s) for d, s in sample.edit.deltas if _is_known(d)]
+        known = [(d, s) for d, s in sample.edit.deltas if _is_known(d)]
+        self.known = sorted(known, key=lambda each: not isinstance(each[0], DeltaBlock))  # blocks first: see `write`
         self.hosted = tuple((d, s) for d, s in sample.edit.deltas if not _is_known(d))
         edited = (self.rows["branch"] != Branch.NONE) & bool(sample.edit.deltas)
         self.edited: list[bool] = edited.tolist()
@@ -157,7 +158,6 @@ class Script:
         targets["count"] = self.width
         terms, pairs = np.zeros((count, self.width), TERM), np.zeros(self.blocks, PAIR)
         terms["row"] = -1
-        self.block_terms = [k for k, (d, _) in enumerate(self.known) if isinstance(d, DeltaBlock)]
         for k, (delta, strength) in enumerate(self.known):
             place = address(delta)
             terms["address"][:, k] = place
@@ -165,9 +165,8 @@ class Script:
             if isinstance(delta, DeltaTable):
                 terms["address"][:, k] += nearest(delta.timesteps, self.rows["t"]).astype(np.uint64) * np.uint64(apart)
             elif isinstance(delta, DeltaBlock):
-                number = self.block_terms.index(k)
-                terms["row"][:, k] = number
-                pairs[number] = place, self.slot, delta.eps if delta.norm1 is None else -delta.eps
+                terms["row"][:, k] = k
+                pairs[k] = place, self.slot, delta.eps if delta.norm1 is None else -delta.eps
         if self.hosted:
             terms[:, -1] = np.array((hosted, 1, -1), TERM)
         self.records, self.targets = records.view(np.int32).reshape(count, -1), targets.view(np.int32).reshape(count, 4)
@@ -195,7 +194,7 @@ def write(block: Block, layout: Layout, running: Sequence[Script], *, observed: 
         injected, doubled = True, doubled or script.doubled[row]
         block.targets[slot], block.terms[slot, : 4 * script.width] = script.targets[row], script.terms[row]
         if script.blocks:
-            block.term_rows[slot, script.block_terms] += pairs
+            block.term_rows[slot, : script.blocks] += pairs
             block.pairs[pairs : pairs + script.blocks] = script.pairs
             pairs += script.blocks
     padded = capacity_of(pairs)
