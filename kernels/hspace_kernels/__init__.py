@@ -1,6 +1,5 @@
 """The GPU's fused kernels in Triton, each with the same in PyTorch beside it.
 
-    advance      the next step's records, copied to where the others find them
     linear_step  the row formula of every sampler, in one pass over memory
     inject       Δh of tables and DeltaBlocks, added to h
     normal       the counter-based noise of `hspace.noise`: a part of linear_step, and a kernel of its own for tests

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import advance, inject, linear_step
+from . import inject, linear_step
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,7 @@ def _parameters(kernel: Any, types: dict[str, str]) -> dict[str, str]:
 
 
 def _table() -> dict[str, Variant]:
-    one = {"step": "*i32", "staged": "*i32", "current": "*i32"}
-    table = {
-        "advance": Variant(advance.advance, _parameters(advance.advance, one), "(1,)", {"BLOCK": advance.BLOCK}),
-    }
+    table: dict[str, Variant] = {}
     words = dict.fromkeys(("records", "pairs", "targets", "terms"), "*i32")
     state = dict.fromkeys(("x", "x_prev", "p", "z", "u", "v"), "*fp32")
     for t in ("fp16", "fp32"):
