@@ -19,7 +19,7 @@ from hspace.executors.cuda import Executor
 from hspace.manifest import Component
 
 from tests.conftest import make_null_bundle
-from tests.unit.cuda.conftest import Network
+from tests.unit.cuda.conftest import SIZE, Bound, Network
 
 
 @pytest.fixture(scope="session")
@@ -41,8 +41,9 @@ class ByHost(Network):
     def __init__(self, components: Mapping[str, Component], stream: Stream) -> None:
         super().__init__(components)
         self._stream = stream
+        self.held: list[Bound] = []
 
-    def bind(self, component: str, sizes: Mapping[str, int], addresses: Mapping[str, int]) -> Callable[[], None]:
+    def bind(self, component: str, sizes: Mapping[str, int], addresses: Mapping[str, int]) -> Bound:
         spec, stream = self._components[component], self._stream
 
         def shape(t: Any) -> list[int]:
@@ -53,7 +54,7 @@ class ByHost(Network):
             for t, a in zip(spec.outputs, self.run(component, given), strict=True):
                 stream.upload(addresses[t.name], np.ascontiguousarray(a))
 
-        return evaluate
+        return Bound(evaluate, self.held)
 
     def close(self) -> None:
         pass
@@ -64,7 +65,7 @@ class Still(ByHost):
 
     not_capturable = None  # type: ignore[assignment]
 
-    def bind(self, component: str, sizes: Mapping[str, int], addresses: Mapping[str, int]) -> Callable[[], None]:
+    def bind(self, component: str, sizes: Mapping[str, int], addresses: Mapping[str, int]) -> Bound:
         spec, stream = self._components[component], self._stream
         kept = []
         for t in spec.outputs:
@@ -78,7 +79,7 @@ class Still(ByHost):
             for address, buffer, nbytes in kept:
                 stream.copy(address, buffer.address, nbytes)
 
-        return enqueue
+        return Bound(enqueue, self.held)
 
     def run(self, component: str, inputs: Mapping[str, np.ndarray]) -> list[Any]:
         spec, n = self._components[component], len(next(iter(inputs.values())))
@@ -103,9 +104,8 @@ def make_executor(device: Device, bundles: dict[str, Bundle]) -> Callable[..., E
     """(family, class of the engine, bundle) → an executor on the GPU."""
 
     def make(family: str = "diffae", engine: type[ByHost] = ByHost, bundle: Bundle | None = None) -> Executor:
-        bundle = bundle or bundles[family]
-        stream = device.stream()
-        return Executor(bundle, engine(bundle.manifest.components, stream), device, stream, Kernels(device))
+        components, stream = (bundle or bundles[family]).manifest.components, device.stream()
+        return Executor(engine(components, stream), components, SIZE, device, stream, Kernels(device))
 
     return make
 

@@ -8,19 +8,22 @@ from collections.abc import Callable
 import msgspec
 import numpy as np
 import pytest
+from hspace.batch import Sample
 from hspace.bundle import Bundle
 from hspace.cuda.arrays import DeviceArray
 from hspace.cuda.driver import Device, OutOfMemory
 from hspace.deltas import Delta, Edit
 from hspace.editor import Editor
 from hspace.errors import ArgumentError, DeviceError
+from hspace.executors import cpu
 from hspace.executors.cuda import Executor
-from hspace.noise import Noise
 from hspace.program import Branch
-from hspace.runs import OnHost
 
+from tests.batches import run_all
+from tests.batches import states as states_of
 from tests.conftest import relative_error
 from tests.unit.cuda.conftest import D, Network, block, half, random_program, states, table
+from tests.unit.cuda.test_executor import random_sample
 
 from .conftest import Still
 
@@ -38,20 +41,11 @@ def test_random_batches(make_executor: MakeExecutor, bundles: dict[str, Bundle],
         components = bundle.manifest.components
         changed = {name: half(components[name]) for name in ("trunk", "head")}
         bundle.manifest = msgspec.structs.replace(bundle.manifest, components={**components, **changed})
-    executor, host = make_executor(family, bundle=bundle), OnHost(Network(bundle.manifest.components))
+    components = bundle.manifest.components
+    executor, host = make_executor(family, bundle=bundle), cpu.Executor(Network(components), components)
     deltas: list[Delta] = [table(rng), block(rng), block(rng, improved=True)]
-    n = int(rng.integers(1, 6))
-    branches = [Branch(int(rng.integers(0, 3))) for _ in range(n)]
-    programs = [random_program(rng, int(rng.integers(2, 7)), branch) for branch in branches]
-    edits = [
-        Edit(deltas=tuple((d, float(rng.uniform(-0.5, 0.5))) for d in deltas[: rng.integers(0, 4)]), branch=branch)
-        for branch in branches
-    ]
-    x, noise = rng.standard_normal((n, 3, 8, 8), dtype=np.float32), Noise(2**63 + seed, rng.integers(0, 2**32, n))
-    z_sem = rng.standard_normal((n, D), dtype=np.float32) if family == "diffae" else None
-    expected, found = np.empty_like(x), np.empty_like(x)
-    host.run(expected, x, programs, noise, z_sem=z_sem, edits=edits)
-    executor.run(found, x, programs, noise, z_sem=z_sem, edits=edits)
+    samples = [random_sample(rng, family, deltas) for _ in range(int(rng.integers(1, 6)))]
+    expected, found = (states_of(run_all(each, samples)) for each in (host, executor))
     assert relative_error(found, expected) <= {"fp32": 1e-4, "fp16": 1e-2}[precision]
 
 
@@ -59,25 +53,24 @@ def test_graphs(make_executor: MakeExecutor, bundles: dict[str, Bundle]) -> None
     """Captured steps, replayed: what they give is what launches give."""
     rng = np.random.default_rng(0)
     executor = make_executor("diffae", Still)
-    host = OnHost(Still(bundles["diffae"].manifest.components, executor.stream))
-    edits = [Edit(deltas=((table(rng), 0.5), (block(rng), 0.5)), branch=Branch.ASYMMETRIC)] * 2
-    program, x, z = random_program(rng, 12, Branch.ASYMMETRIC), states(2), np.zeros((2, D), np.float32)
-    expected, found = np.empty_like(x), np.empty_like(x)
+    components = bundles["diffae"].manifest.components
+    host = cpu.Executor(Still(components, executor.stream), components)
+    edit = Edit(deltas=((table(rng), 0.5), (block(rng), 0.5)), branch=Branch.ASYMMETRIC)
+    program, z = random_program(rng, 12, Branch.ASYMMETRIC), np.zeros(D, np.float32)
     for seed in range(3):
-        host.run(expected, x, [program] * 2, Noise(seed, np.arange(2)), z_sem=z, edits=edits)
-        executor.run(found, x, [program] * 2, Noise(seed, np.arange(2)), z_sem=z, edits=edits)
+        samples = [Sample(x, program, z, edit, seed=seed, image=i) for i, x in enumerate(states(2))]
+        expected, found = (states_of(run_all(each, samples)) for each in (host, executor))
         assert relative_error(found, expected) <= 1e-4
     assert executor.not_captured is None
-    assert any(graph is not None for work in executor._works.values() for graph in work.graphs.values())
+    assert any(graph is not None for workspace in executor._idle for graph in workspace.graphs.values())
 
 
 def test_the_latent_ddim(make_executor: MakeExecutor, bundles: dict[str, Bundle]) -> None:
-    rng = np.random.default_rng(0)
-    executor, host = make_executor(), OnHost(Network(bundles["diffae"].manifest.components))
-    x, programs = rng.standard_normal((3, D), dtype=np.float32), [random_program(rng, n) for n in (2, 5, 3)]
-    expected, found = np.empty_like(x), np.empty_like(x)
-    host.run(expected, x, programs, Noise(0, np.arange(3)))
-    executor.run(found, x, programs, Noise(0, np.arange(3)))
+    rng, components = np.random.default_rng(0), bundles["diffae"].manifest.components
+    executor, host = make_executor(), cpu.Executor(Network(components), components)
+    x = rng.standard_normal((3, D), dtype=np.float32)
+    samples = [Sample(x[i], random_program(rng, n), image=i) for i, n in enumerate((2, 5, 3))]
+    expected, found = (states_of(run_all(each, samples, "latent")) for each in (host, executor))
     assert relative_error(found, expected) <= 1e-5
 
 

@@ -1,5 +1,5 @@
 """NVIDIA GPUs without PyTorch: the driver (`driver`), the compiled kernels (`kernels`), arrays of other libraries
-(`arrays`), and what a run tells the kernels at each step (`steps`). `executors.cuda` runs programs on them.
+(`arrays`), what a step tells the kernels (`steps`), its memory (`workspace`) and batches (`batch`).
 
 Nothing here is imported unless a bundle is opened with device="cuda:N".
 """

@@ -42,10 +42,10 @@ class Network:
     def run(self, component: str, inputs: Mapping[str, np.ndarray]) -> list[Any]:
         spec = self._components[component]
         given = {i.name: np.asarray(inputs[i.name]).astype(i.dtype).astype(np.float64) for i in spec.inputs}
-        found = getattr(self, component)(**given)
+        found = getattr(self, f"compute_{component}")(**given)
         return [np.asarray(a).astype(o.dtype) for a, o in zip(found, spec.outputs, strict=True)]
 
-    def trunk(self, x: np.ndarray, t: np.ndarray, z_sem: np.ndarray | None = None) -> list[np.ndarray]:
+    def compute_trunk(self, x: np.ndarray, t: np.ndarray, z_sem: np.ndarray | None = None) -> list[np.ndarray]:
         n = len(x)
         pooled = x.reshape(n, 3, SIDE, 2, SIDE, 2).mean(axis=(3, 5))
         h = np.einsum("ck,nkij->ncij", self._in, pooled) + t[:, None, None, None] / 1000
@@ -54,17 +54,19 @@ class Network:
         temb = np.cos(t[:, None] / 100 * np.arange(1, EMBEDDING + 1))
         return [np.tanh(h), temb, np.concatenate([x, x[:, :1]], axis=1), np.tanh(h) ** 2]
 
-    def head(self, h: np.ndarray, temb: np.ndarray, source: np.ndarray, **skips: np.ndarray) -> list[np.ndarray]:
+    def compute_head(
+        self, h: np.ndarray, temb: np.ndarray, source: np.ndarray, **skips: np.ndarray
+    ) -> list[np.ndarray]:
         s = source.astype(np.int64)
         up = np.einsum("kc,mcij->mkij", self._out, h).repeat(2, axis=2).repeat(2, axis=3)
         given = skips["skip_0"][s][:, :3] + skips["skip_1"][s].mean(axis=(1, 2, 3), keepdims=True)
         level = temb[s].sum(axis=1)[:, None, None, None] / 10
         return [np.tanh(up + 0.5 * given + level)]
 
-    def encoder(self, x: np.ndarray) -> list[np.ndarray]:
+    def compute_encoder(self, x: np.ndarray) -> list[np.ndarray]:
         return [np.tanh(x.reshape(len(x), -1) @ self._pixels)]
 
-    def latent(self, z_sem: np.ndarray, t: np.ndarray) -> list[np.ndarray]:
+    def compute_latent(self, z_sem: np.ndarray, t: np.ndarray) -> list[np.ndarray]:
         return [np.tanh(z_sem @ self._latent + t[:, None] / 1000)]
 
 
