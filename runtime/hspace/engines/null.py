@@ -61,8 +61,9 @@ class NullEngine:
         for k, tensor in enumerate(spec.inputs):
             if tensor.name == "source":
                 continue
-            array = inputs[tensor.name].astype(tensor.dtype).astype(np.float32)
-            mean: NDArray[np.float64] = array.reshape(len(array), -1).mean(axis=1, dtype=np.float64) * (0.5 + 0.1 * k)
+            array = inputs[tensor.name].astype(tensor.dtype).astype(np.float32).reshape(len(inputs[tensor.name]), -1)
+            mean: NDArray[np.float64] = array.mean(axis=1, dtype=np.float64) * (0.5 + 0.1 * k)
+            mean += 0 * array.sum(axis=1)  # what overflows float32 in a network does so here
             mean = mean[source] if source is not None and tensor.shape[0] == "N" else mean
             score = mean if score is None else score + mean
         assert score is not None
