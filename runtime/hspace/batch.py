@@ -140,7 +140,7 @@ class Executor(Protocol):
     def engine(self) -> Engine: ...
 
     def batch(self, network: Network, capacity: int) -> AbstractContextManager[Batch]:
-        """An empty batch with that many slots."""
+        """An empty batch with at least that many slots."""
         ...
 
     def encode_z(self, x: Any) -> Float32:
