@@ -48,7 +48,7 @@ def measure(bundle: Bundle, preset: str, open_own: Callable[[], Engine], open_fa
     images = faster.draw()
     codes = faster.encode(images)
     size = faster.size_of_h(codes)
-    found = faster.decode(codes), faster.edit(codes, size)
+    results = faster.decode(codes), faster.edit(codes, size)
     precision = faster.editor.engine.precision
     del faster
     own = _Runs(Editor(bundle, open_own()), preset)
@@ -57,8 +57,8 @@ def measure(bundle: Bundle, preset: str, open_own: Callable[[], Engine], open_fa
     return Accuracy(
         precision=precision,
         inversion=_psnr(own.decode(codes), expected),
-        reconstruction=_psnr(found[0], expected),
-        edit=_psnr(found[1], own.edit(reference, size)),
+        reconstruction=_psnr(results[0], expected),
+        edit=_psnr(results[1], own.edit(reference, size)),
     )
 
 

@@ -58,9 +58,9 @@ class Sample:
         if self.noise is not None:
             wanted.append(("noise", self.noise, (int(self.program.rows["draws"].sum()), *shape)))
         for name, array, expected in wanted:
-            found = None if array is None else (str(array.dtype), tuple(array.shape))
-            if found != (None if expected is None else ("float32", expected)):
-                told = "none" if found is None else f"{found[0]} {list(found[1])}"
+            given = None if array is None else (str(array.dtype), tuple(array.shape))
+            if given != (None if expected is None else ("float32", expected)):
+                told = "none" if given is None else f"{given[0]} {list(given[1])}"
                 raise ArgumentError(
                     f"{name}: found {told}, expected {'none' if expected is None else f'float32 {list(expected)}'}"
                 )

@@ -59,25 +59,25 @@ class Bundle:
         """Of the files that the manifest lists: which are not there, or of another size."""
         for _, entry in self.manifest.files():
             try:
-                found = os.stat(self.folder / entry.file)
+                status = os.stat(self.folder / entry.file)
             except (FileNotFoundError, NotADirectoryError):
                 yield f"{entry.file}: missing"
                 continue
             except OSError as e:
                 yield f"{entry.file}: cannot be read: {reason(e)}"
                 continue
-            if stat.S_ISDIR(found.st_mode):
+            if stat.S_ISDIR(status.st_mode):
                 yield f"{entry.file}: missing"
-            elif not stat.S_ISREG(found.st_mode) or found.st_size != entry.bytes:
-                what = "" if stat.S_ISREG(found.st_mode) else ", and no file"
-                yield f"{entry.file}: found {found.st_size} bytes{what}, expected {entry.bytes}"
+            elif not stat.S_ISREG(status.st_mode) or status.st_size != entry.bytes:
+                what = "" if stat.S_ISREG(status.st_mode) else ", and no file"
+                yield f"{entry.file}: found {status.st_size} bytes{what}, expected {entry.bytes}"
 
     def _unlisted_faults(self) -> list[str]:
         """Of the files that are there: which the manifest does not list. A linked folder is not looked into."""
         listed = {entry.file for _, entry in self.manifest.files()}
         known = listed | _BESIDE
         above = {str(p) for file in listed for p in PurePosixPath(file).parents}
-        found, folders = [], [""]
+        unlisted, folders = [], [""]
         while folders:
             inside = folders.pop()
             for entry in _entries(self.folder / inside):
@@ -87,10 +87,10 @@ class Bundle:
                 if entry.is_dir(follow_symlinks=False) and len(name) < MAX_PATH:  # a deeper one holds nothing listed
                     folders.append(f"{name}/")
                 elif name not in known and not (entry.is_symlink() and name in above):
-                    found.append(name)
-        if found:  # the journal is read after the names, which it was written before
-            found = sorted(set(found) - set(read_journal(self.folder)))
-        return [f"{name}: not listed in {MANIFEST}" for name in found]
+                    unlisted.append(name)
+        if unlisted:  # the journal is read after the names, which it was written before
+            unlisted = sorted(set(unlisted) - set(read_journal(self.folder)))
+        return [f"{name}: not listed in {MANIFEST}" for name in unlisted]
 
     def reread(self) -> bool:
         """Reads the manifest again. Returns whether it is another one, which an amend wrote since this was opened.
@@ -113,10 +113,10 @@ class Bundle:
         with open_file(self.folder / entry.file, BundleError) as f:
             self._check(entry, hashlib.file_digest(f, "sha256").hexdigest())
 
-    def _check(self, entry: File, found: str) -> None:
-        if found != entry.sha256:
+    def _check(self, entry: File, sha256: str) -> None:
+        if sha256 != entry.sha256:
             path = self.folder / entry.file
-            raise BundleError(f"{path}: altered: found SHA-256 {found}, expected {entry.sha256}")
+            raise BundleError(f"{path}: altered: found SHA-256 {sha256}, expected {entry.sha256}")
 
     def read_component(self, name: str) -> bytes:
         """A component's ONNX graph, checked, and refused where it is not made as exports are."""

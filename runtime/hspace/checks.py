@@ -29,8 +29,8 @@ def check_whole(name: str, value: object, least: int = 1, most: int = MOST_IMAGE
 def check_array(name: str, array: object, shape: tuple[int, ...]) -> None:
     """Raises ArgumentError for anything but finite float32 of that shape."""
     if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.shape != shape:
-        found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise ArgumentError(f"{name}: found {found}, expected float32 {list(shape)}")
+        given = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
+        raise ArgumentError(f"{name}: found {given}, expected float32 {list(shape)}")
     if not np.isfinite(array).all():
         raise ArgumentError(f"{name}: has values that are not finite")
 

@@ -78,10 +78,10 @@ def choose(
 
 def record(bundle: Bundle) -> str:
     """Writes the accuracy of a faster precision into the bundle, where "auto" has one here. Returns `Choice.why`."""
-    found = choose(bundle)
-    if found.accuracy is not None and found.accuracy != bundle.manifest.accuracy:
-        set_accuracy(bundle, found.accuracy)
-    return found.why
+    choice = choose(bundle)
+    if choice.accuracy is not None and choice.accuracy != bundle.manifest.accuracy:
+        set_accuracy(bundle, choice.accuracy)
+    return choice.why
 
 
 def _open(bundle: Bundle, name: str, able: tuple[str, ...], precision: str, threads: int | None) -> Choice:
@@ -90,18 +90,18 @@ def _open(bundle: Bundle, name: str, able: tuple[str, ...], precision: str, thre
     def at(wanted: str) -> Callable[[], Engine]:
         return lambda: open_engine(name, bundle, threads, wanted)
 
-    found = None
+    accuracy = None
     if precision != "auto":
         taken, why = precision, f"{precision}, as asked for"
     elif not faster:
         taken, why = own, f"{own}, all that it computes in here"
     else:
-        taken, why, found = _accepted(bundle, name, own, faster[0], at, threads)
+        taken, why, accuracy = _accepted(bundle, name, own, faster[0], at, threads)
     engine = at(taken)()
     exact: Callable[[], Engine] | None = None
     if own == "fp32" and precision in ("auto", own):
         exact = (lambda: engine) if taken == own else _once(at(own))
-    return Choice(engine, exact, f"{name} in {why}", found, {})
+    return Choice(engine, exact, f"{name} in {why}", accuracy, {})
 
 
 def _once(make: Callable[[], Engine]) -> Callable[[], Engine]:
@@ -126,19 +126,19 @@ def _accepted(
     if preset is None:
         return own, f"{own}, which the samplers of all presets need", None
     recorded, where = bundle.manifest.accuracy, "as the bundle records"
-    found = recorded if isinstance(recorded, Accuracy) else None
-    if found is None or found.precision != faster:
-        found, where = _measured(bundle, name, preset, at(own), at(faster), threads), "measured on this machine"
-    if found is None:
+    accuracy = recorded if isinstance(recorded, Accuracy) else None
+    if accuracy is None or accuracy.precision != faster:
+        accuracy, where = _measured(bundle, name, preset, at(own), at(faster), threads), "measured on this machine"
+    if accuracy is None:
         return own, f"{own}: a run in {faster} or in {own} gave values that are not finite", None
-    least = min(found.inversion, found.reconstruction, found.edit)
+    least = min(accuracy.inversion, accuracy.reconstruction, accuracy.edit)
     runs = (
-        f"at least {least:.1f} dB, of {LEAST_PSNR:.0f} that are needed ({where}: inversion {found.inversion:.1f}, "
-        f"reconstruction {found.reconstruction:.1f}, edit {found.edit:.1f})"
+        f"at least {least:.1f} dB, of {LEAST_PSNR:.0f} that are needed ({where}: inversion {accuracy.inversion:.1f}, "
+        f"reconstruction {accuracy.reconstruction:.1f}, edit {accuracy.edit:.1f})"
     )
     if least >= LEAST_PSNR:
-        return faster, f"{faster}: whole runs agree with {own} to {runs}", found
-    return own, f"{own}: whole runs in {faster} agree with it to {runs}", found
+        return faster, f"{faster}: whole runs agree with {own} to {runs}", accuracy
+    return own, f"{own}: whole runs in {faster} agree with it to {runs}", accuracy
 
 
 def _by_default(bundle: Bundle) -> list[str]:
@@ -171,12 +171,12 @@ def _measured(
         pass
     _LOG.info("%s: comparing whole runs in its faster precision with float32, once on this machine", bundle.folder)
     try:
-        found = measure(bundle, preset, open_own, open_faster)
+        accuracy = measure(bundle, preset, open_own, open_faster)
     except NotFinite as e:  # only this is remembered; a shortage says nothing about the bundle
         _LOG.info("%s: %s", bundle.folder, e)
-        found = None
-    entry.write(json.dumps(msgspec.to_builtins(found)).encode())
-    return found
+        accuracy = None
+    entry.write(json.dumps(msgspec.to_builtins(accuracy)).encode())
+    return accuracy
 
 
 def asked_engine(given: str | None) -> str:
@@ -190,10 +190,10 @@ def asked_precision(given: str | None) -> str:
 
 
 def _asked(what: str, given: str | None, allowed: tuple[str, ...]) -> str:
-    where, found = what, given
+    where, asked = what, given
     if given is None:
         where = f"HSPACE_{what.upper()}"
-        found = os.environ.get(where) or "auto"
-    if found not in allowed:
-        raise EngineError(f"{where}: found {found!r}, expected {', '.join(allowed)}")
-    return found
+        asked = os.environ.get(where) or "auto"
+    if asked not in allowed:
+        raise EngineError(f"{where}: found {asked!r}, expected {', '.join(allowed)}")
+    return asked

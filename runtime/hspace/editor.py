@@ -215,8 +215,8 @@ class Editor:
             numbers, seed = run.get("image_numbers"), run.get("seed", 0)
             run["image_numbers"] = _each(range(len(latent)) if numbers is None else numbers, len(points))
             run["seed"] = _each(seed, len(points)) if isinstance(seed, Sequence) else seed
-        found = self.decode(every, points * len(latent), **run)
-        return found.reshape(len(latent), *shape, *found.shape[1:])
+        pictures = self.decode(every, points * len(latent), **run)
+        return pictures.reshape(len(latent), *shape, *pictures.shape[1:])
 
     def timeline(
         self, latent: Latent, frames: int | None = None, *, edits: Edits | None = None, **run: Unpack[Run]

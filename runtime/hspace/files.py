@@ -39,14 +39,14 @@ def load_pillow() -> None:
 def check_file(path: str | Path, error: type[HspaceError]) -> int:
     """The size in bytes of a regular file, links followed. Raises `error` for anything else: reading might not end."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         raise error(f"{path}: no such file") from None
     except (OSError, ValueError) as e:  # a name with a NUL gives a ValueError
         raise error(f"{path}: cannot be read: {reason(e)}") from None
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise error(f"{path}: not a file")
-    return found.st_size
+    return status.st_size
 
 
 @contextlib.contextmanager

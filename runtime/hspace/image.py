@@ -205,8 +205,8 @@ def _as_image_error(where: str, file: BinaryIO | None) -> Iterator[None]:
             raise ImageError(f"{where}: not enough memory to decode it") from None
         if isinstance(e, OSError) and e.errno:
             raise ImageError(f"{where}: cannot be read: {e.strerror}") from None
-        found = "one that does not decode" if file is None else found_in(file)
-        raise ImageError(f"{where}: expected an image ({', '.join(FORMATS)}), found {found}") from None
+        contents = "one that does not decode" if file is None else found_in(file)
+        raise ImageError(f"{where}: expected an image ({', '.join(FORMATS)}), found {contents}") from None
 
 
 def check_files(paths: Sequence[Path], size: int, *, resize: bool = False) -> None:
@@ -223,8 +223,8 @@ def _check_header(image: PIL.Image.Image, where: str) -> None:
         raise ImageError(f"{where}: found {image.width}×{image.height} pixels, expected at most {MAX_PIXELS}")
     count = getattr(image, "n_frames", 1)
     if count > 1 and image.format != "MPO":  # an open MPO is at its first picture, or where the caller moved it
-        found = f"{count} pages" if image.format == "TIFF" else "an animation"
-        raise ImageError(f"{where}: {found}, expected a single picture")
+        contents = f"{count} pages" if image.format == "TIFF" else "an animation"
+        raise ImageError(f"{where}: {contents}, expected a single picture")
     tags = getattr(image, "tag_v2", {})
     if tags.get(_DNG_VERSION) or tags.get(_SUBFILE_TYPE) == 1:
         raise ImageError(f"{where}: the preview of a raw photograph, expected an image (convert the photograph first)")
@@ -232,8 +232,8 @@ def _check_header(image: PIL.Image.Image, where: str) -> None:
     if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr") or re.search(
         r"(?<!BGR);16", raw
     ):
-        found = "16 bits a channel" if "16" in image.mode + raw else f"pixels of mode {image.mode}"
-        raise ImageError(f"{where}: found {found}, expected 8 bits a channel")
+        depth = "16 bits a channel" if "16" in image.mode + raw else f"pixels of mode {image.mode}"
+        raise ImageError(f"{where}: found {depth}, expected 8 bits a channel")
 
 
 def _to_rgb(image: PIL.Image.Image, where: str) -> PIL.Image.Image:
@@ -289,10 +289,10 @@ def _fit(image: PIL.Image.Image, where: str, size: int, resize: bool) -> NDArray
     return np.asarray(image, dtype=np.uint8)
 
 
-def _check_size(found: tuple[int, int], where: str, size: int) -> None:
-    if found != (size, size):
+def _check_size(given: tuple[int, int], where: str, size: int) -> None:
+    if given != (size, size):
         raise ImageError(
-            f"{where}: found {found[0]}×{found[1]} pixels, expected {size}×{size} "
+            f"{where}: found {given[0]}×{given[1]} pixels, expected {size}×{size} "
             "(resize=True or --resize crops and resizes)"
         )
 
@@ -384,11 +384,11 @@ def read_record(path: str | Path) -> str | None:
     with _as_image_error(str(path), None), open(path, "rb") as file:
         try:
             with PIL.Image.open(file, formats=FORMATS) as image:
-                found: Any = image.info.get("comment" if image.format == "GIF" else _RECORD)
+                record: Any = image.info.get("comment" if image.format == "GIF" else _RECORD)
                 if image.format in ("JPEG", "WEBP", "MPO"):
-                    found = image.getexif().get_ifd(_EXIF).get(_USER_COMMENT, b"")
-                    found = next((found[8:].decode(e) for code, e in _COMMENTS if found.startswith(code)), None)
-                text = found.decode() if isinstance(found, bytes) else found
+                    record = image.getexif().get_ifd(_EXIF).get(_USER_COMMENT, b"")
+                    record = next((record[8:].decode(e) for code, e in _COMMENTS if record.startswith(code)), None)
+                text = record.decode() if isinstance(record, bytes) else record
         except Exception:  # of whatever a decoder finds in a file that is not ours
             return None
     return str(text) if isinstance(text, str) and len(text) <= MOST_RECORD else None

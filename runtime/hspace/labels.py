@@ -41,13 +41,13 @@ def _fonts() -> list[FreeTypeFont]:
     """Pillow's own font, and those of the list that this machine has."""
     from PIL import ImageFont
 
-    found = [_own()]
+    fonts = [_own()]
     for name in _FILES:
         try:
-            found.append(ImageFont.truetype(name, _SIZE))
+            fonts.append(ImageFont.truetype(name, _SIZE))
         except OSError:  # it is not there, or is none
             continue
-    return found
+    return fonts
 
 
 @functools.cache

@@ -43,8 +43,8 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     if isinstance(raw, dict):
         for key, known in (("format_version", FORMAT_VERSION), ("format_minor", FORMAT_MINOR)):
             if isinstance(raw.get(key), int) and raw[key] > known:  # it may have keys that this reader cannot know
-                found = quoted(raw[key])
-                raise BundleError(f"{where}: {key}: found {found}, expected {known}: a newer hspace wrote this bundle")
+                newer = quoted(raw[key])
+                raise BundleError(f"{where}: {key}: found {newer}, expected {known}: a newer hspace wrote this bundle")
     manifest = _convert(raw, Manifest, "", faults)
     if not faults:
         faults += [*_listing_faults(manifest), *_signature_faults(manifest), *_run_faults(manifest)]
@@ -54,12 +54,12 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
 
 def _object(faults: list[str]) -> Any:
     def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        entries: dict[str, Any] = {}
         for key, value in pairs:
-            if key in found:
+            if key in entries:
                 faults.append(f"{key[:100]!r}: the key stands twice")
-            found[key] = value
-        return found
+            entries[key] = value
+        return entries
 
     return build
 
@@ -99,11 +99,11 @@ def _convert(raw: Any, kind: Any, path: str, faults: list[str]) -> Any:
             return None
     if isinstance(raw, dict) and origin is dict:
         key_type, value_type = typing.get_args(kind)
-        found = {}
+        converted = {}
         for key, value in raw.items():
             _convert(key, key_type, _join(path, key), faults)
-            found[key] = _convert(value, value_type, _join(path, key), faults)
-        return found
+            converted[key] = _convert(value, value_type, _join(path, key), faults)
+        return converted
     if isinstance(raw, dict) and isinstance(kind, type) and issubclass(kind, Frozen) and not kind.__struct_config__.tag:
         return _convert_struct(raw, kind, path, faults)
     try:
@@ -195,9 +195,9 @@ def _signature_faults(m: Manifest) -> Iterator[str]:
             ("inputs", m.components[name].inputs, inputs),
             ("outputs", m.components[name].outputs, outputs),
         ):
-            found: dict[str, Shape] = {t.name: tuple(t.shape) for t in declared}
-            if found != wanted or len(declared) != len(wanted):
-                yield f"components.{name}.{kind}: found {_shapes(found)}, expected {_shapes(wanted)}"
+            shapes: dict[str, Shape] = {t.name: tuple(t.shape) for t in declared}
+            if shapes != wanted or len(declared) != len(wanted):
+                yield f"components.{name}.{kind}: found {_shapes(shapes)}, expected {_shapes(wanted)}"
             for t in declared:
                 dtype = _dtype(name, t.name, m.components[name].precision)
                 if t.dtype != dtype:

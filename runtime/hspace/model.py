@@ -65,10 +65,10 @@ class Model:
         if not isinstance(latent, Latent):
             raise ArgumentError(f"latent: found {type(latent).__name__}, expected a hspace.Latent")
         expected = (self.shape, None if manifest.z_sem is None else manifest.z_sem.size)
-        found = (latent.x_T.shape[1:], None if latent.z_sem is None else latent.z_sem.shape[1])
-        if found != expected:
+        sizes = (latent.x_T.shape[1:], None if latent.z_sem is None else latent.z_sem.shape[1])
+        if sizes != expected:
             raise LatentError(
-                f"latent: found x_T {found[0]} and z_sem {found[1]}, expected {expected[0]} and {expected[1]}"
+                f"latent: found x_T {sizes[0]} and z_sem {sizes[1]}, expected {expected[0]} and {expected[1]}"
             )
         checkpoint = latent.provenance.get("checkpoint", manifest.provenance.checkpoint_sha256)
         if checkpoint != manifest.provenance.checkpoint_sha256:

@@ -88,11 +88,11 @@ def check_onnx(data: bytes, where: str) -> None:
     """Raises BundleError where `data` is not an ONNX model or keeps data outside itself."""
     view = memoryview(data)
     try:
-        found = {number for number, *_ in fields(view, 0, len(view))}
+        numbers = {number for number, *_ in fields(view, 0, len(view))}
         external = _has_external(view, "Model", 0, len(view), 0, [_MAX_FIELDS])
     except Malformed:
         raise BundleError(f"{where}: expected an ONNX graph") from None
-    if not {1, 7} <= found:  # ir_version and graph
+    if not {1, 7} <= numbers:  # ir_version and graph
         raise BundleError(f"{where}: expected an ONNX graph")
     if external:
         raise BundleError(f"{where}: the graph keeps data outside its own file, which a bundle may not")

@@ -96,30 +96,30 @@ class Program:
     def load(cls, path: str | Path) -> Program:
         """Reads a program that `save` wrote. Raises ProgramError where the file is anything else."""
         try:
-            found = json.loads(read_file(path, ProgramError, MAX_TEXT_BYTES).decode())
+            content = json.loads(read_file(path, ProgramError, MAX_TEXT_BYTES).decode())
         except (ValueError, RecursionError):
             raise ProgramError(f"{path}: expected a program in JSON") from None
         keys = {"format", "name", "columns", "rows"}
-        if not isinstance(found, dict) or set(found) != keys or found["format"] != "hspace-program-1":
+        if not isinstance(content, dict) or set(content) != keys or content["format"] != "hspace-program-1":
             raise ProgramError(f"{path}: expected a program of format hspace-program-1 with the keys {sorted(keys)}")
-        if found["columns"] != list(ROW.names or ()):
+        if content["columns"] != list(ROW.names or ()):
             raise ProgramError(f"{path}: expected the columns {', '.join(ROW.names or ())}")
         kinds = [(int, float) if n in COEFFICIENTS else (int,) for n in ROW.names or ()]
         try:
-            for row in found["rows"]:
+            for row in content["rows"]:
                 if not all(
                     isinstance(v, k) and v is not True and v is not False for v, k in zip(row, kinds, strict=True)
                 ):
                     raise ValueError
             with np.errstate(over="ignore"):  # what overflows, _check refuses
-                table = np.array([tuple(row) for row in found["rows"]], dtype=ROW)
+                table = np.array([tuple(row) for row in content["rows"]], dtype=ROW)
         except (TypeError, ValueError, OverflowError):
             raise ProgramError(
                 f"{path}: expected {len(kinds)} numbers in every row, whole ones for the flags"
             ) from None
         _check(str(path), table)
         table.flags.writeable = False
-        return cls(str(found["name"]), table)
+        return cls(str(content["name"]), table)
 
 
 def _plain(value: Any) -> int | float:

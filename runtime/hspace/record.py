@@ -72,7 +72,7 @@ def make_record(
     if len(listed) > _MOST_SOURCES:
         together = hashlib.sha256("".join(s.sha256 for s in sources).encode()).hexdigest()
         listed = {"count": len(listed), "sha256": together}
-    found = {
+    fields = {
         "hspace": __version__,
         "call": call,
         "bundle": {
@@ -91,10 +91,10 @@ def make_record(
         "sources": listed,
         **more,
     }
-    return json.dumps(found, sort_keys=True, separators=(",", ":"))
+    return json.dumps(fields, sort_keys=True, separators=(",", ":"))
 
 
-def differences(found: str | None, wanted: str) -> list[str]:
+def differences(recorded: str | None, wanted: str) -> list[str]:
     """The names of the fields that differ between an output's record and the record that it would get now.
 
     An empty list means that the call would make the same output. Fields without effect do not count: file names, except
@@ -103,7 +103,7 @@ def differences(found: str | None, wanted: str) -> list[str]:
     """
     expected = json.loads(wanted)
     try:
-        there = json.loads(found or "")
+        there = json.loads(recorded or "")
     except (ValueError, RecursionError):
         there = None
     if not isinstance(there, dict):

@@ -95,14 +95,14 @@ class Schedule:
 def _diffae(steps: int, schedule: Schedule) -> Timesteps:
     total = schedule.timesteps
     stride = -(-total // steps)
-    found = np.arange(0, total, stride, dtype=np.int64)
-    if found.size != steps:
-        fewer, more = found.size, -(-total // (stride - 1))
+    timesteps = np.arange(0, total, stride, dtype=np.int64)
+    if timesteps.size != steps:
+        fewer, more = timesteps.size, -(-total // (stride - 1))
         raise ArgumentError(
             f"steps: {steps} timesteps cannot be had with an integer stride over {total}; the nearest that can are "
             f"{fewer} and {more}"
         )
-    return found
+    return timesteps
 
 
 def _asyrp(steps: int, schedule: Schedule) -> Timesteps:

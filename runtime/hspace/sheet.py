@@ -34,10 +34,10 @@ class Sheet:
         """Where each column begins, and the sheet's width."""
         x = _MARGIN + max(labels.size_of(label)[0] for label in self._rows)
         x += _MARGIN if any(self._rows) else 0
-        found = [x]
+        lefts = [x]
         for label in self._columns:
-            found.append(found[-1] + max(self._cell, labels.size_of(label)[0]) + _MARGIN)
-        return found
+            lefts.append(lefts[-1] + max(self._cell, labels.size_of(label)[0]) + _MARGIN)
+        return lefts
 
     @cached_property
     def _top(self) -> int:
@@ -92,12 +92,12 @@ class Sheet:
         if len(pictures) != len(self._columns):
             raise ArgumentError(f"pictures: found {len(pictures)}, expected {len(self._columns)}, one for each column")
         widest = max(labels.size_of(label)[0] for label in self._columns)
-        found = []
+        frames = []
         for i, label in enumerate(self._columns):
             one = Sheet([""], [label], self._size)
             one._lefts = [_MARGIN, 2 * _MARGIN + max(self._cell, widest)]
-            found.append(one.draw(pictures[i : i + 1]))
-        return found
+            frames.append(one.draw(pictures[i : i + 1]))
+        return frames
 
 
 def grid(name: str, count: int, size: int, most: int = 8) -> Sheet:

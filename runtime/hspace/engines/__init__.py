@@ -139,8 +139,8 @@ def precisions(name: str, bundle: Bundle) -> tuple[str, ...]:
 
     The engine has to be able to run here (`unavailable`).
     """
-    found: tuple[str, ...] = _module(name).precisions(bundle)
-    return found
+    able: tuple[str, ...] = _module(name).precisions(bundle)
+    return able
 
 
 def open_engine(

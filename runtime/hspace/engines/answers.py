@@ -50,9 +50,9 @@ def summary(outputs: Iterable[NDArray[Any]]) -> NDArray[np.float32]:
     return np.stack([np.resize(o[:: max(1, o.size // _VALUES)], _VALUES) for o in flat])
 
 
-def remember(key: str, found: NDArray[np.float32]) -> None:
+def remember(key: str, answers: NDArray[np.float32]) -> None:
     """Keeps the answers of the graph that the cache has under that key."""
-    cache.Entry(_KIND, key).write(found.tobytes())
+    cache.Entry(_KIND, key).write(answers.tobytes())
 
 
 def hold(key: str, evaluate: Callable[[], NDArray[np.float32]]) -> bool:
@@ -64,15 +64,15 @@ def hold(key: str, evaluate: Callable[[], NDArray[np.float32]]) -> bool:
     if kept is None or len(kept) % 4:
         return False
     try:
-        found = evaluate()
+        answers = evaluate()
     except Exception:  # another graph altogether; engines' errors share no base class
         return False
     expected = np.frombuffer(kept, np.float32)
-    if expected.size != found.size:
+    if expected.size != answers.size:
         return False
     with np.errstate(all="ignore"):
-        error = np.linalg.norm(found - expected.reshape(found.shape), axis=1)
-        same = bool((error <= TOLERANCE * np.linalg.norm(found, axis=1)).all())
+        error = np.linalg.norm(answers - expected.reshape(answers.shape), axis=1)
+        same = bool((error <= TOLERANCE * np.linalg.norm(answers, axis=1)).all())
     if not same and np.isfinite(expected).all():
         return False
     asked.write(b"")

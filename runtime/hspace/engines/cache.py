@@ -177,13 +177,13 @@ class Entry:
             fd = os.open(path / self._name, flags)
         except OSError:
             return None
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode) or not _is_ours(found) or not _DIGEST <= found.st_size <= limit():
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or not _is_ours(status) or not _DIGEST <= status.st_size <= limit():
             os.close(fd)
             return None
         with contextlib.suppress(OSError, NotImplementedError, TypeError):  # a system may not be able to
             os.utime(fd)
-        return open(fd, "rb"), found.st_size
+        return open(fd, "rb"), status.st_size
 
 
 def _where(kind: str) -> Path | None:
@@ -202,29 +202,29 @@ def _where(kind: str) -> Path | None:
 
 def _copy(source: io.BufferedReader, target: IO[bytes], size: int) -> bool:
     """Copies `size` bytes. Returns whether they end with the SHA-256 of the bytes before it."""
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for left in range(size - _DIGEST, 0, -_PIECE):
         piece = source.read(min(left, _PIECE))
-        found.update(piece)
+        sha256.update(piece)
         target.write(piece)
     digest = source.read(_DIGEST)
     target.write(digest)
-    return digest == found.digest()
+    return digest == sha256.digest()
 
 
-def _is_ours(found: os.stat_result) -> bool:
+def _is_ours(status: os.stat_result) -> bool:
     """Whether only this user, or root, can write it."""
     if not hasattr(os, "geteuid"):  # Windows, where the user's folder is the user's
         return True
-    return found.st_uid in (0, os.geteuid()) and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return status.st_uid in (0, os.geteuid()) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _fault(path: Path) -> str | None:
     """Why nothing in a folder can be trusted, or None. Raises OSError where it cannot be looked at."""
-    found = os.stat(path)
-    if not stat.S_ISDIR(found.st_mode):
+    status = os.stat(path)
+    if not stat.S_ISDIR(status.st_mode):
         return f"{path}: not a folder"
-    if not _is_ours(found):
+    if not _is_ours(status):
         return f"{path}: others can write it; empty it and make it yours (chmod go-w), or let HSPACE_CACHE name another"
     return None
 
@@ -247,12 +247,12 @@ def _trim(top: Path, most: int) -> None:
         if not _NAME.fullmatch(path.name):  # a folder that somebody keeps other things in
             continue
         with contextlib.suppress(OSError):
-            found = path.lstat()
+            status = path.lstat()
             if path.name.startswith("."):  # what somebody is writing, or left half-done
-                if found.st_mtime < time.time() - _STALE:
+                if status.st_mtime < time.time() - _STALE:
                     path.unlink()
-            elif stat.S_ISREG(found.st_mode):
-                entries.append((found.st_mtime, found.st_size, path))
+            elif stat.S_ISREG(status.st_mode):
+                entries.append((status.st_mtime, status.st_size, path))
     total = sum(size for _, size, _ in entries)
     for _, size, path in sorted(entries):
         if total <= most:

@@ -132,10 +132,10 @@ class Graphs:
         """What `entry` holds, or None. The library packs the weights that it finds in the mapped file, and seldom
         returns to them: their pages are given back at once, and are read again where they are wanted.
         """
-        found = entry.map()
-        if found is None:
+        mapped = entry.map()
+        if mapped is None:
             return None
-        whole, blob = found
+        whole, blob = mapped
         try:
             shared = self._ov.Tensor(np.frombuffer(blob, np.uint8), shared_memory=True)
             compiled = self._core.import_model(shared, "CPU", config)

@@ -76,8 +76,8 @@ def instruction_set() -> str:
 
 def _told(field: str) -> str:
     """The first value of a field of /proc/cpuinfo, or ""."""
-    found = (line.partition(":") for line in _lines(Path("/proc/cpuinfo")))
-    return next((value.strip() for name, _, value in found if name.strip() == field), "")
+    pairs = (line.partition(":") for line in _lines(Path("/proc/cpuinfo")))
+    return next((value.strip() for name, _, value in pairs if name.strip() == field), "")
 
 
 def _lines(path: Path) -> list[str]:

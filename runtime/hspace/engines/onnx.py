@@ -226,8 +226,8 @@ class OnnxCudaEngine:
         spec = self._components[component]
         feeds = {i.name: np.ascontiguousarray(inputs[i.name], dtype=i.dtype) for i in spec.inputs}
         with self.explained(component), self._device:
-            found = self._sessions[component].run([o.name for o in spec.outputs], feeds, self.options(component, 0))
-        return list(found)
+            outputs = self._sessions[component].run([o.name for o in spec.outputs], feeds, self.options(component, 0))
+        return list(outputs)
 
     def bind(self, component: str, sizes: Mapping[str, int], addresses: Mapping[str, int]) -> Bound:
         spec, session = self._components[component], self._sessions[component]

@@ -209,10 +209,10 @@ def scale_and_shift(model: Any, keep: Float32) -> None:
     folding.register_pass(ConstantFolding())
     folding.run_passes(model)
     for node in model.get_ordered_ops():
-        found = _group_norm(node)
-        if found is None:
+        matched = _group_norm(node)
+        if matched is None:
             continue
-        x, after, groups = found
+        x, after, groups = matched
         shape = list(x.get_shape())
         n, c, positions = shape[0], shape[1], int(np.prod(shape[2:]))
         axes, within = op.constant(np.arange(2, len(shape))), op.constant(np.array([2]))
@@ -273,8 +273,8 @@ def stay_channels_last(model: Any) -> None:
         elif kind == "Slice" and _constant(given[4]) == [1]:
             last[node.get_name(), 0] = op.slice(joined[0], *given[1:4], op.constant(np.array([3]))).output(0)
         elif kind in sums and _constant(given[1]) == [2, 3]:
-            found = sums[kind](joined[0], op.constant(np.array([1, 2])), True)
-            shaped = op.reshape(found, op.constant(np.array(node.get_output_shape(0))), False)
+            reduced = sums[kind](joined[0], op.constant(np.array([1, 2])), True)
+            shaped = op.reshape(reduced, op.constant(np.array(node.get_output_shape(0))), False)
             for user in node.output(0).get_target_inputs():
                 user.replace_source_output(shaped.output(0))
         else:

@@ -36,10 +36,10 @@ def address_limit() -> int | None:
 
 def limited(need: int = ENOUGH) -> Lack | None:
     """Where this process may use fewer bytes of addresses than `need`: that they may be what is missing."""
-    found = address_limit()
-    if found is None or found >= need:
+    limit = address_limit()
+    if limit is None or limit >= need:
         return None
-    return Lack(f"this process is limited to {found / 2**30:.1f} GiB of addresses, which may be too few")
+    return Lack(f"this process is limited to {limit / 2**30:.1f} GiB of addresses, which may be too few")
 
 
 def lacks(e: BaseException) -> str | None:
@@ -55,8 +55,8 @@ def refusal(where: str, what: str, e: BaseException) -> HspaceError:
     Of some allocations that fail OpenVINO says just that the model may be incorrect. So in a process that is limited,
     the limit is blamed.
     """
-    found = shortage(e)
-    return BundleError(f"{where}: {what}") if found is None else EngineError(f"{where}: {what}: {found}")
+    lack = shortage(e)
+    return BundleError(f"{where}: {what}") if lack is None else EngineError(f"{where}: {what}: {lack}")
 
 
 def shortage(e: BaseException) -> Lack | None:
@@ -67,5 +67,5 @@ def shortage(e: BaseException) -> Lack | None:
 
 def reason(package: str, e: BaseException) -> str:
     """Why a package that is installed cannot be imported; a `Lack` where that passes."""
-    found, what = shortage(e), f"the package {package} is installed but does not load"
-    return what if found is None else Lack(f"{what}: {found}")
+    lack, what = shortage(e), f"the package {package} is installed but does not load"
+    return what if lack is None else Lack(f"{what}: {lack}")

@@ -16,9 +16,9 @@ def check_signature(
     """Raises BundleError where names, dtypes or shapes differ. dtypes: the manifest's words to the engine's."""
     for kind, declared, ports in (("inputs", spec.inputs, inputs), ("outputs", spec.outputs, outputs)):
         expected = sorted((t.name, dtypes[t.dtype], str(_fixed(t))) for t in declared)
-        found = sorted((name, dtype, str(shape)) for name, dtype, shape in ports)
-        if found != expected:
-            raise BundleError(f"{where}: {kind}: found {found}, expected what the manifest says: {expected}")
+        given = sorted((name, dtype, str(shape)) for name, dtype, shape in ports)
+        if given != expected:
+            raise BundleError(f"{where}: {kind}: found {given}, expected what the manifest says: {expected}")
 
 
 def declared(spec: Component) -> str:
