@@ -7,15 +7,14 @@ from typing import Any
 
 import hspace
 import numpy as np
+from hspace.arrays import Float32
 from hspace.image import load_images
-from numpy.typing import NDArray
 
 from .half import to_half
 from .report import Found, Goal
 from .suites import ROOT
 from .workers import apart
 
-Float32 = NDArray[np.float32]
 BUNDLE, IMAGES = ROOT / "bundles" / "avatars32", ROOT / "bundles" / "images"
 EDITS = {"none": {}, "z_sem": {"Blond_Hair": 0.5}, "h": {"hair_length": 1.0}}
 STEPS = (100, 20)

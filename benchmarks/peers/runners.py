@@ -10,16 +10,15 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from hspace.arrays import Float32
 from hspace.attributes import read_attribute
 from hspace.bench.startup import peak_memory
 from hspace.bundle import Bundle
 from hspace.deltas import DeltaTable, ZDirection
-from numpy.typing import NDArray
 
 from .cases import Case
 from .loops import ASYMMETRIC, PLAIN, Tick, asyrp_edit, diffae_edit
 
-Float32 = NDArray[np.float32]
 Steps = tuple[int, int]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from hspace.arrays import Float32
 from hspace.editor import Editor
 from hspace.engines import privacy
 from hspace.errors import EngineError
@@ -24,7 +25,6 @@ from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
 _matplotlib = privacy.matplotlib()
-Float32 = NDArray[np.float32]
 
 
 class Distance(Protocol):

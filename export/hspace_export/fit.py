@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from hspace.arrays import Float32
 from hspace.bundle import h_shape
 from hspace.checks import check_whole
 from hspace.deltas import DeltaBlock
@@ -31,7 +32,6 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV, train_test_split
 from threadpoolctl import threadpool_limits
 
-Float32 = NDArray[np.float32]
 _LEAST_HELD_OUT = 5  # images of a class; fewer would tell nothing, and none are held out
 _SMALL = 2**20  # values in a matrix
 _NONE_HELD_OUT = f"none: the share would be fewer than {_LEAST_HELD_OUT} images of a class"

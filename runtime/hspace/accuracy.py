@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import Float32
 from .bundle import Bundle, h_shape
 from .deltas import DeltaTable
 from .editor import Editor
@@ -25,8 +26,6 @@ from .plans import Planner
 from .program import Branch
 from .requests import Output, Run
 from .runs import Step
-
-Float32 = NDArray[np.float32]
 
 # The least PSNR that a faster precision may have in any of the runs. At 40 dB the pictures are 2.6 of 255 grey levels
 # apart (root mean square). The presets themselves cost more: reconstructions have 30 to 44 dB (docs/quality.md). A

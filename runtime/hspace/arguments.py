@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from .arrays import Float32
 from .checks import check_array
 from .deltas import AnyAttribute, ZDirection, directions_of
 from .edits import check_names, check_number
 from .errors import ArgumentError
-
-Float32 = NDArray[np.float32]
 
 
 def amounts_of(strength: float | Sequence[float], count: int) -> list[float]:

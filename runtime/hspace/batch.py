@@ -15,13 +15,13 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import Float32
 from .deltas import NO_EDIT, Edit
 from .engines import Engine
 from .errors import ArgumentError, Cancelled, NotFinite
 from .noise import check_seed
 from .program import Program
 
-Float32 = NDArray[np.float32]
 Network = Literal["image", "latent"]  # what a batch evaluates: trunk and head, or the latent DDIM's network
 
 

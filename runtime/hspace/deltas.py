@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import Float32
 from .errors import ArgumentError, EngineError
 from .program import Branch
 
-Float32 = NDArray[np.float32]
 GROUPS = 32  # of every GroupNorm in both papers' networks
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arguments import amounts_of, shrunk
+from .arrays import Float32
 from .attributes import read_attributes
 from .batch import Executor
 from .bundle import Bundle, h_shape
@@ -26,8 +27,6 @@ from .program import Program
 from .recorders import HRecorder, Timeline
 from .requests import Requests, Run, check_output, noise_of
 from .runs import OnStep, Progress
-
-Float32 = NDArray[np.float32]
 
 
 class _Closed:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arguments import FIRST_DRAWS, MOST_DRAWS, acceptors, check_acceptance
+from .arrays import Float32
 from .batch import DeviceExecutor, Executor, Sample
 from .bundle import Bundle
 from .catalog import SAMPLERS
@@ -26,8 +27,6 @@ from .plans import Planner
 from .requests import Decodes, encodes, noise_of
 from .runs import Progress, Runner, one_of
 from .tensors import read_tensors
-
-Float32 = NDArray[np.float32]
 
 
 class Model:

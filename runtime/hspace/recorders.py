@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import Float32
 from .checks import check_whole
 from .program import Program
 from .runs import OnStep, Step
 
-Float32 = NDArray[np.float32]
 FRAMES = 8  # of a timeline, where it has so many
 
 

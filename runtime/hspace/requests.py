@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypedDict
 
 import numpy as np
-from numpy.typing import NDArray
 
+from .arrays import Float32
 from .batch import Sample
 from .checks import check_array
 from .deltas import AnyAttribute, Content, Edit
@@ -21,7 +21,6 @@ from .plans import Planner
 from .program import Branch, Program
 from .runs import OnStep, one_of
 
-Float32 = NDArray[np.float32]
 Output = Literal["uint8", "float32", "device"]
 
 

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import Float32
 from .batch import Executor, Moved, Network, Observe, Sample
 from .errors import Cancelled, NotFinite
-
-Float32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)

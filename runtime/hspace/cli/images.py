@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import __version__
+from ..arrays import Float32
 from ..editor import Editor
 from ..errors import ArgumentError, HspaceError, ImageError, LatentError, OutputError
 from ..files import read_file, write_atomically
@@ -29,7 +30,6 @@ from . import common, outputs
 from .jobs import Recorder, Report, run_jobs, wrote
 from .streams import DASH, write_stdout
 
-Float32 = NDArray[np.float32]
 inputs = click.argument("inputs", nargs=-1, required=True)
 
 

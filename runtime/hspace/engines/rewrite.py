@@ -76,7 +76,7 @@ def build(core: Any, model: Any, spec: Component, size: Size, bf16: bool, where:
 
 def _for_bfloat16(core: Any, model: Any, spec: Component, n: int) -> None:
     """Norms as a scale and a shift; and in float32 what needs the digits."""
-    keep = Float32(core)
+    keep = KeepFloat32(core)
     scale_and_shift(model, keep)
     for node in model.get_ordered_ops():
         if node.get_type_name() == "Softmax":
@@ -87,7 +87,7 @@ def _for_bfloat16(core: Any, model: Any, spec: Component, n: int) -> None:
         embed(model.output("temb").get_node().input_value(0), keep)
 
 
-class Float32:
+class KeepFloat32:
     """Marks nodes that compute in float32 whatever the graph's type is. Only OpenVINO's own file format can say so."""
 
     _GRAPH = """<?xml version="1.0"?><net name="mark" version="11"><layers>
@@ -140,7 +140,7 @@ def widen(model: Any, n: int) -> None:
     model.validate_nodes_and_infer_types()
 
 
-def keep_around(model: Any, keep: Float32) -> None:
+def keep_around(model: Any, keep: KeepFloat32) -> None:
     """Keeps in float32 what is computed of a state or a level that is handed on beside the features: a prediction that
     is turned into ε. names: those skips.
     """
@@ -161,7 +161,7 @@ def keep_around(model: Any, keep: Float32) -> None:
             _keep_all(result.input_value(0), keep)
 
 
-def _keep_all(value: Any, keep: Float32) -> None:
+def _keep_all(value: Any, keep: KeepFloat32) -> None:
     """Keeps in float32 all that a value is made of."""
     node = value.get_node()
     if node.get_type_name() not in ("Parameter", "Constant"):
@@ -170,7 +170,7 @@ def _keep_all(value: Any, keep: Float32) -> None:
             _keep_all(above, keep)
 
 
-def embed(value: Any, keep: Float32) -> None:
+def embed(value: Any, keep: KeepFloat32) -> None:
     """Keeps the timestep's embedding in float32: all that `value` is made of. Angles of hundreds need the digits.
 
     Its matrix products become 1×1 convolutions, since only those can be marked.
@@ -196,7 +196,7 @@ def embed(value: Any, keep: Float32) -> None:
             user.replace_source_output(flat.output(0))
 
 
-def scale_and_shift(model: Any, keep: Float32) -> None:
+def scale_and_shift(model: Any, keep: KeepFloat32) -> None:
     """Every GroupNorm's normalisation, Reshape → MVN → … → Reshape in the graph, as x·a + b with a and b [N, C, 1, 1].
 
     With m and q a channel's mean and mean square over positions, averaged over a group: a = 1/sqrt(q − m² + eps),

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arrays import Float32
 from ..batch import Moved, Network, Observe, Result, Sample, check_left
 from ..deltas import inject
 from ..engines import Engine, unet
@@ -21,8 +22,6 @@ from ..errors import ArgumentError
 from ..manifest import Component
 from ..noise import Stream, normal
 from ..program import COEFFICIENTS, Branch, Program, Rows, concatenate
-
-Float32 = NDArray[np.float32]
 
 
 class Executor:

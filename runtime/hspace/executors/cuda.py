@@ -17,8 +17,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..arrays import Float32
 from ..batch import Network
 from ..bundle import Bundle
 from ..cuda import steps
@@ -33,7 +33,6 @@ from ..engines import DeviceEngine, open_device_engine
 from ..errors import ArgumentError, BundleError, EngineError, ImageError
 from ..manifest import Component
 
-Float32 = NDArray[np.float32]
 _LOG = logging.getLogger("hspace")
 _KEPT = 8  # workspaces that are kept for the next batch of their capacity
 
