@@ -154,7 +154,7 @@ def make_null_bundle(folder: Path, family: str = "diffae", size: int = 8, d: int
         format_version=1,
         name="null",
         family=family,
-        image=contract.Image(size=size),
+        image=contract.ImageShape(size=size),
         z_sem=contract.ZSem(size=d, statistics=statistics) if family == "diffae" else None,
         schedules=contract.Schedules(
             image=contract.LinearSchedule(), latent=contract.ConstSchedule() if family == "diffae" else None

@@ -290,7 +290,7 @@ def _image_size(path: Path, config: _UNetConfig, settings: Settings) -> int:
     if size is None:
         raise ArgumentError(f"{path}: sample_size: missing; give --image-size")
     try:
-        msgspec.convert({"size": size}, contract.Image)
+        msgspec.convert({"size": size}, contract.ImageShape)
         architecture.check_size(size, len(config.block_out_channels))
     except (msgspec.ValidationError, ArgumentError):
         step = 2 ** (len(config.block_out_channels) - 1)

@@ -88,7 +88,7 @@ class Schedules(Frozen, frozen=True):
     latent: AnySchedule | None = None
 
 
-class Image(Frozen, frozen=True):
+class ImageShape(Frozen, frozen=True):
     """Images are square: size × size pixels, RGB."""
 
     size: Annotated[int, Meta(ge=8, le=4096)]
@@ -192,7 +192,7 @@ class Manifest(Frozen, frozen=True, kw_only=True):
     format_minor: Annotated[int, Meta(ge=1, le=1000)] | msgspec.UnsetType = msgspec.UNSET
     name: Name
     family: Literal["diffae", "asyrp"]
-    image: Image
+    image: ImageShape
     z_sem: ZSem | None = None
     schedules: Schedules
     components: dict[Name, Component]
