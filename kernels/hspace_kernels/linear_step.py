@@ -184,5 +184,5 @@ def _noise(record: Any, elements: int, z: torch.Tensor | None) -> torch.Tensor:
         return z[int(record["z_row"])].double()
     seed = int(record["seed_high"]) << 32 | int(record["seed_low"])
     draw, image = int(record["draw"]), int(record["image"])
-    drawn = hspace.noise.normal((elements,), seed, draw=draw, image=image, stream=hspace.noise.Stream.STEP)
+    drawn = hspace.noise.normal((elements,), seed, draw=draw, image=image, stream=hspace.noise.NoiseStream.STEP)
     return torch.from_numpy(drawn.astype(np.float64))

@@ -116,5 +116,5 @@ def launch(out: torch.Tensor, images: torch.Tensor, draw: int, stream: int, seed
 def reference(out: torch.Tensor, images: torch.Tensor, draw: int, stream: int, seed: int) -> None:
     """The same by `hspace.noise`, in float64."""
     for row, image in zip(out, images.cpu().numpy().view(np.uint32), strict=True):
-        z = hspace.noise.normal(row.shape, seed, draw=draw, image=int(image), stream=hspace.noise.Stream(stream))
+        z = hspace.noise.normal(row.shape, seed, draw=draw, image=int(image), stream=hspace.noise.NoiseStream(stream))
         row.copy_(torch.from_numpy(z))

@@ -21,7 +21,7 @@ from .errors import ArgumentError, EngineError, NotFinite
 from .image import Images, to_uint8
 from .latent import Latent
 from .model import Model, not_finite
-from .noise import Stream, check_seed
+from .noise import NoiseStream, check_seed
 from .plans import ProgramKind
 from .program import Program
 from .recorders import HRecorder, Timeline
@@ -298,7 +298,7 @@ class Editor:
         plan = self._requests.plan("sample", run)
         decodes = self._requests.decodes(plan, edits, count, run)
         seed = check_seed(run.get("seed", 0))
-        x_T = noise_of("x_T", x_T, count, self._model.shape, seed, Stream.X_T)
+        x_T = noise_of("x_T", x_T, count, self._model.shape, seed, NoiseStream.X_T)
         progress = Progress(run.get("on_step"), self._model.runner.evaluations(decodes.rows))
         z_sem = self._model.draw_z(count, plan, self.attributes, latent_steps, seed, z_noise, accept, progress)
         latent = Latent(x_T, z_sem, provenance=self._model.provenance(plan, run.get("preset"), encoded=False))
@@ -317,7 +317,7 @@ class Editor:
         """The latents that `sample` decodes: x_T drawn, and z_sem from the latent DDIM where the model has one."""
         check_whole("count", count)
         plan, progress = self._model.planner.plan(preset), Progress(on_step)
-        x_T = noise_of("x_T", None, count, self._model.shape, check_seed(seed), Stream.X_T)
+        x_T = noise_of("x_T", None, count, self._model.shape, check_seed(seed), NoiseStream.X_T)
         z_sem = self._model.draw_z(count, plan, self.attributes, latent_steps, seed, None, accept, progress)
         return Latent(x_T, z_sem, provenance=self._model.provenance(plan, preset, encoded=False))
 
@@ -331,7 +331,7 @@ class Editor:
         assert latent.z_sem is not None  # as the model has one, and the latent is of the model
         check_whole("count", count)
         z_sem = np.repeat(latent.z_sem, count, axis=0)
-        x_T = noise_of("x_T", None, len(z_sem), self._model.shape, check_seed(run.get("seed", 0)), Stream.X_T)
+        x_T = noise_of("x_T", None, len(z_sem), self._model.shape, check_seed(run.get("seed", 0)), NoiseStream.X_T)
         drawn = {k: v for k, v in latent.provenance.items() if k != "encode_steps"}  # of which x_T is no longer
         return self.decode(Latent(x_T, z_sem, provenance=drawn), edits, **run)
 

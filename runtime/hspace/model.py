@@ -22,7 +22,7 @@ from .executors import cpu
 from .image import Images, load_images, to_uint8
 from .latent import Latent
 from .manifest import Preset
-from .noise import Stream
+from .noise import NoiseStream
 from .plans import Planner
 from .requests import Decodes, encodes, noise_of
 from .runs import Progress, Runner, one_of
@@ -196,7 +196,7 @@ class Model:
             check_acceptance(accept or {}, logits, count, len(kept))
             n = max(self.runner.batch_size, min(count, FIRST_DRAWS)) if directions else count
             n = min(n, MOST_DRAWS * count - drawn)
-            noise = noise_of("z_noise", given, n, mean.shape, seed, Stream.Z_SEM, first=drawn)
+            noise = noise_of("z_noise", given, n, mean.shape, seed, NoiseStream.Z_SEM, first=drawn)
             progress.total += self.runner.evaluations([len(program)] * n)
             outcome = self.runner.run("latent", [Sample(x, program) for x in noise], progress)
             if outcome.faults:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .errors import ArgumentError
 
 
-class Stream(enum.IntEnum):
+class NoiseStream(enum.IntEnum):
     """What a draw is for; streams of one seed are independent."""
 
     STEP = 0
@@ -42,7 +42,7 @@ def check_seed(seed: object) -> int:
     return int(seed)
 
 
-def normal(shape: Sequence[int], seed: int, *, draw: int, image: int, stream: Stream) -> NDArray[np.float32]:
+def normal(shape: Sequence[int], seed: int, *, draw: int, image: int, stream: NoiseStream) -> NDArray[np.float32]:
     """One sample's draw of standard Gaussian noise, float32 of `shape`."""
     size = int(np.prod(shape, dtype=np.int64))
     counter = np.empty((-(-size // 4), 4), dtype=np.uint32)

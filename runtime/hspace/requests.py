@@ -16,7 +16,7 @@ from .edits import Edits, compile_edit, per_image
 from .errors import ArgumentError, did_you_mean
 from .latent import Latent
 from .manifest import Preset
-from .noise import Stream, check_seed, normal
+from .noise import NoiseStream, check_seed, normal
 from .plans import Planner
 from .program import Branch, Program
 from .runs import OnStep, one_of
@@ -157,7 +157,7 @@ def encodes(program: Program, x: Any, z_sem: Float32 | None) -> list[Sample]:
 
 
 def noise_of(
-    name: str, given: Float32 | None, count: int, shape: tuple[int, ...], seed: int, stream: Stream, first: int = 0
+    name: str, given: Float32 | None, count: int, shape: tuple[int, ...], seed: int, stream: NoiseStream, first: int = 0
 ) -> Float32:
     """The noise that images first … first + count − 1 start from, float32 [count, *shape]: from the seed, or given."""
     if given is not None:

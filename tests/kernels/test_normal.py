@@ -7,7 +7,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from hspace.noise import Stream
+from hspace.noise import NoiseStream
 from hspace_kernels import normal
 from hspace_kernels.normal import box_muller
 
@@ -65,16 +65,16 @@ def test_random_words() -> None:
 
 CASES = [
     # elements, images, draw, stream, seed
-    (192, [0], 0, Stream.STEP, 0),
-    (1, [7], 1, Stream.X_T, 1),
-    (513, [3, 2**32 - 1], 2, Stream.Z_SEM, 2**32),
-    (3 * 17 * 13, [2**31, 0, 5], 2**31 + 5, Stream.X_T, 2**64 - 1),
-    (2050, [1, 2, 3, 4, 5], 2**32 - 1, Stream.STEP, 0x8000000180000002),
+    (192, [0], 0, NoiseStream.STEP, 0),
+    (1, [7], 1, NoiseStream.X_T, 1),
+    (513, [3, 2**32 - 1], 2, NoiseStream.Z_SEM, 2**32),
+    (3 * 17 * 13, [2**31, 0, 5], 2**31 + 5, NoiseStream.X_T, 2**64 - 1),
+    (2050, [1, 2, 3, 4, 5], 2**32 - 1, NoiseStream.STEP, 0x8000000180000002),
 ]
 
 
 @pytest.mark.parametrize(("elements", "images", "draw", "stream", "seed"), CASES)
-def test_a_draw(elements: int, images: list[int], draw: int, stream: Stream, seed: int) -> None:
+def test_a_draw(elements: int, images: list[int], draw: int, stream: NoiseStream, seed: int) -> None:
     out = guarded(torch.full((len(images), elements), float("nan")))
     numbers = torch.from_numpy(np.array(images, dtype=np.uint32).view(np.int32)).to(DEVICE)
     normal.launch(out, numbers, draw, stream, seed)

@@ -11,7 +11,7 @@ from hspace.deltas import NO_EDIT, DeltaTable, Edit
 from hspace.engines.null import NullEngine
 from hspace.errors import ArgumentError, Cancelled, EngineError, HspaceError, NotFinite
 from hspace.executors import cpu
-from hspace.noise import Stream, normal
+from hspace.noise import NoiseStream, normal
 from hspace.program import COEFFICIENTS, ROW64, Branch, Program
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -140,7 +140,7 @@ def test_draws_are_the_samples_own(executor: cpu.Executor) -> None:
         while which:
             for slot in batch.step():
                 one = which.pop(slot)
-                expected = normal(SHAPE, one.seed, draw=2, image=one.image, stream=Stream.STEP)
+                expected = normal(SHAPE, one.seed, draw=2, image=one.image, stream=NoiseStream.STEP)
                 np.testing.assert_array_equal(batch.leave(slot).x, expected)
                 if late:
                     another = late.pop()

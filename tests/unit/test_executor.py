@@ -10,7 +10,7 @@ import pytest
 from hspace import samplers
 from hspace.batch import Sample
 from hspace.deltas import DeltaTable, Edit
-from hspace.noise import Stream, normal
+from hspace.noise import NoiseStream, normal
 from hspace.program import COEFFICIENTS, ROW64, Branch, Program
 from hspace.schedule import Schedule, space_timesteps
 
@@ -82,7 +82,7 @@ def reference(program: Program, x: np.ndarray, deltas: Mapping[str, float], seed
         if row["clip"] == 2:
             own = np.clip((x - float(row["sigma"]) * eps) / float(row["alpha"]), -1, 1)
             eps = (x - float(row["alpha"]) * own) / float(row["sigma"])
-        z = normal(SHAPE, seed, draw=draw, image=image, stream=Stream.STEP) if row["draws"] else 0.0
+        z = normal(SHAPE, seed, draw=draw, image=image, stream=NoiseStream.STEP) if row["draws"] else 0.0
         draw += int(row["draws"])
         terms = {"c_x": x, "c_x0": p, "c_eps": eps, "c_x_prev": x_prev, "c_x0_prev": p_prev, "c_noise": z}
         x_prev, p_prev, x = x, p, sum(float(row[k]) * v for k, v in terms.items())

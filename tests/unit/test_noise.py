@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hspace.errors import ArgumentError
-from hspace.noise import Stream, normal, philox4x32
+from hspace.noise import NoiseStream, normal, philox4x32
 
 
 @pytest.mark.parametrize(
@@ -33,32 +33,34 @@ def test_the_first_values_follow_the_definition() -> None:
         np.sqrt(-2 * np.log(u[0])) * np.cos(2 * np.pi * u[1]),
         np.sqrt(-2 * np.log(u[0])) * np.sin(2 * np.pi * u[1]),
     )
-    found = normal((3,), 0, draw=0, image=0, stream=Stream.STEP)
+    found = normal((3,), 0, draw=0, image=0, stream=NoiseStream.STEP)
     assert np.allclose(found[:2], [z0, z1], atol=1e-7) and found.shape == (3,)
 
 
 def test_standard_normal() -> None:
-    z = normal((3, 256, 256), 7, draw=2, image=5, stream=Stream.STEP).astype(np.float64)
+    z = normal((3, 256, 256), 7, draw=2, image=5, stream=NoiseStream.STEP).astype(np.float64)
     n = z.size
     assert abs(z.mean()) < 5 / np.sqrt(n) and abs(z.std() - 1) < 5 / np.sqrt(2 * n)
     assert abs((z**4).mean() - 3) < 5 * np.sqrt(96 / n) and np.abs(z).max() < 7
 
 
 def test_every_part_of_the_counter_counts() -> None:
-    base = {"draw": 1, "image": 2, "stream": Stream.STEP}
+    base = {"draw": 1, "image": 2, "stream": NoiseStream.STEP}
     z = normal((64,), 3, **base)
-    others = [normal((64,), 3, **(base | change)) for change in ({"draw": 2}, {"image": 3}, {"stream": Stream.X_T})]
+    others = [
+        normal((64,), 3, **(base | change)) for change in ({"draw": 2}, {"image": 3}, {"stream": NoiseStream.X_T})
+    ]
     others += [normal((64,), 4, **base), normal((64,), 3 + 2**32, **base)]
     for other in others:
         assert abs(np.corrcoef(z, other)[0, 1]) < 0.5 and not np.array_equal(z, other)
 
 
 def test_a_longer_draw_begins_with_the_shorter() -> None:
-    a, b = (normal((n,), 9, draw=0, image=0, stream=Stream.Z_SEM) for n in (10, 33))
+    a, b = (normal((n,), 9, draw=0, image=0, stream=NoiseStream.Z_SEM) for n in (10, 33))
     assert np.array_equal(a, b[:10])
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64, 1.5, True, None])
 def test_seeds_outside_64_bits(seed: object) -> None:
     with pytest.raises(ArgumentError, match="seed"):
-        normal((4,), seed, draw=0, image=0, stream=Stream.STEP)  # type: ignore[arg-type]
+        normal((4,), seed, draw=0, image=0, stream=NoiseStream.STEP)  # type: ignore[arg-type]

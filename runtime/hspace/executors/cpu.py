@@ -20,7 +20,7 @@ from ..deltas import inject
 from ..engines import Engine, unet
 from ..errors import ArgumentError
 from ..manifest import Component
-from ..noise import Stream, normal
+from ..noise import NoiseStream, normal
 from ..program import COEFFICIENTS, Branch, Program, Rows, concatenate
 
 
@@ -194,7 +194,7 @@ class Batch:
         assert sample is not None
         if sample.noise is not None:
             return np.asarray(sample.noise[number])
-        return normal(self._shape, sample.seed, draw=number, image=sample.image, stream=Stream.STEP)
+        return normal(self._shape, sample.seed, draw=number, image=sample.image, stream=NoiseStream.STEP)
 
     def _predict(
         self, active: NDArray[np.int64], rows: Rows, x: Float32

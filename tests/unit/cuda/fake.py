@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from hspace.cuda.steps import PAIR, RECORD, TARGET, TERM
 from hspace.deltas import group_norm, silu
-from hspace.noise import Stream, normal
+from hspace.noise import NoiseStream, normal
 
 CONTEXT, OTHER_CONTEXT = 0xC0, 0xC1
 
@@ -444,7 +444,9 @@ class Carried:
                     draw = on.at(z + 4 * int(row["z_row"]) * elements, np.float32, elements)
                 else:
                     seed = int(row["seed_low"]) | int(row["seed_high"]) << 32
-                    draw = normal((elements,), seed, draw=int(row["draw"]), image=int(row["image"]), stream=Stream.STEP)
+                    draw = normal(
+                        (elements,), seed, draw=int(row["draw"]), image=int(row["image"]), stream=NoiseStream.STEP
+                    )
                 out += row["c_noise"] * draw
             state[i] = out
             if has_x_in:
