@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import Float32
+from .checks import check_whole
 from .deltas import NO_EDIT, Edit
 from .engines import Engine
 from .errors import ArgumentError, Cancelled, NotFinite
@@ -58,6 +59,8 @@ class Sample:
         if self.noise is not None:
             wanted.append(("noise", self.noise, (int(self.program.rows["draws"].sum()), *shape)))
         for name, array, expected in wanted:
+            if array is not None and not hasattr(array, "dtype"):
+                raise ArgumentError(f"{name}: found {type(array).__name__}, expected an array")
             given = None if array is None else (str(array.dtype), tuple(array.shape))
             if given != (None if expected is None else ("float32", expected)):
                 told = "none" if given is None else f"{given[0]} {list(given[1])}"
@@ -65,8 +68,12 @@ class Sample:
                     f"{name}: found {told}, expected {'none' if expected is None else f'float32 {list(expected)}'}"
                 )
         check_seed(self.seed)
-        if not 0 <= self.image < 2**32:
-            raise ArgumentError(f"image: found {self.image}, expected a whole number from 0 to 2^32 - 1")
+        check_whole("image", self.image, 0, 2**32 - 1)
+
+    def own(self) -> Sample:
+        """As a batch keeps it: what the caller does to his object, or writes into noise, is nothing to it then."""
+        noise = None if self.noise is None else np.array(self.noise)
+        return replace(self, seed=int(self.seed), image=int(self.image), noise=noise)
 
 
 class Moved(NamedTuple):

@@ -25,7 +25,7 @@ from .noise import NoiseStream, check_seed
 from .plans import ProgramKind
 from .program import Program
 from .recorders import HRecorder, Timeline
-from .requests import Requests, Run, check_output, noise_of
+from .requests import Requests, Run, check_output, is_several, noise_of
 from .runs import OnStep, Progress
 
 
@@ -185,8 +185,8 @@ class Editor:
                 f"interpolate: found latents of {len(latent_a)} and {len(latent_b)} images, expected 1 and 1"
             )
         check_whole("frames", frames, 2)
-        if run.get("noise") is None:
-            run.setdefault("image_numbers", [0] * frames)  # the same draws in all: no flicker
+        if run.get("noise") is None and run.get("image_numbers") is None:
+            run["image_numbers"] = [0] * frames  # the same draws in all: no flicker
         w = np.linspace(0, 1, frames)
         z = None
         if latent_a.z_sem is not None and latent_b.z_sem is not None:
@@ -213,7 +213,7 @@ class Editor:
         if run.get("noise") is None:
             numbers, seed = run.get("image_numbers"), run.get("seed", 0)
             run["image_numbers"] = _each(range(len(latent)) if numbers is None else numbers, len(points))
-            run["seed"] = _each(seed, len(points)) if isinstance(seed, Sequence) else seed
+            run["seed"] = _each(seed, len(points)) if is_several(seed) else seed
         pictures = self.decode(every, points * len(latent), **run)
         return pictures.reshape(len(latent), *shape, *pictures.shape[1:])
 

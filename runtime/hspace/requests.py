@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, TypeGuard
 
 import numpy as np
 
@@ -166,9 +166,15 @@ def noise_of(
     return np.stack([normal(shape, seed, draw=0, image=first + i, stream=stream) for i in range(count)])
 
 
+def is_several(seed: object) -> TypeGuard[Sequence[int]]:
+    """Whether a seed is one for each image."""
+    listed = isinstance(seed, Sequence) and not isinstance(seed, (str, bytes))
+    return listed or (isinstance(seed, np.ndarray) and seed.ndim > 0)
+
+
 def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
     """The seed of each image: one for all, or one for each."""
-    if not isinstance(seed, (Sequence, np.ndarray)) or isinstance(seed, str):
+    if not is_several(seed):
         return [check_seed(seed)] * count
     if len(seed) != count:
         raise ArgumentError(f"seed: found {len(seed)} seeds, expected one, or one for each of {count} images")

@@ -52,7 +52,7 @@ class Batch:
         work = self.workspace
         sample.check(work.tensors["x"][0], work.tensors["z_sem"][0][0] if "z_sem" in work.tensors else None)
         slot = self._scripts.index(None)
-        script = Script(sample, slot)
+        script = Script(sample.own(), slot)
         self._scripts[slot] = script  # so that what it needs on the device stays there
         try:
             self._enter(script, sample)

@@ -76,7 +76,7 @@ class Batch:
             raise ArgumentError(f"batch: all of its {self.capacity} slots are taken")
         sample.check(self._shape, self._z_size)
         slot = self._samples.index(None)
-        self._samples[slot], self._steady = sample, 0
+        self._samples[slot], self._steady = sample.own(), 0
         self._row[slot], self._rows[slot] = 0, len(sample.program)
         self._x[slot], self._x_0[slot] = sample.x, 0
         if self._z_sem is not None:
