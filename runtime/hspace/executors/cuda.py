@@ -74,15 +74,18 @@ class Executor:
         self.not_captured = engine.not_capturable
         if self.not_captured is not None:
             _LOG.info("device %s: steps are launched one by one: %s", device.name, self.not_captured)
-        self._lock = threading.RLock()
+        self._lock, self._closed = threading.RLock(), False
         self._used: list[Workspace] = []
         self._idle: list[Workspace] = []  # the one not used for longest first
         self._batches: list[Batch] = []
         self._resident: dict[int, tuple[Delta, Buffer]] = {}
 
     def close(self) -> None:
-        """Frees what it holds on the device, the networks included. Arrays that it returned stay."""
+        """Frees what it holds on the device, the networks included. Arrays that it returned stay. Batches that are open
+        are of no use any more: what their calls would write to may be another's by then, so they raise ArgumentError.
+        """
         with self._lock:
+            self._closed = True
             with self.device:
                 self.stream.synchronise()
                 self._idle += self._used
@@ -94,11 +97,16 @@ class Executor:
 
     # --- arrays -----------------------------------------------------------------------------------------
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ArgumentError("the editor is closed, expected one that is open")
+
     def images(self, images: Any) -> Any:
         """Images on the device as samples take them: float32 [N, 3, H, W] stays there, unread and so with its range
         unchecked; uint8 is copied to the host, where it is converted. Raises ArgumentError, ImageError, DeviceError.
         """
         with self._lock, self.device:
+            self._check_open()
             array = from_foreign("images", images, self.device, self.stream)
             if array.dtype == np.uint8:
                 return self.stream.download(array.address, array.shape, array.dtype)
@@ -148,6 +156,7 @@ class Executor:
     def working(self, workspace: Workspace) -> Iterator[None]:
         """Around whatever enqueues. Where memory runs out, what nobody uses is freed, and the error says what fits."""
         with self._lock, self.device:
+            self._check_open()
             try:
                 yield
             except OutOfMemory as e:
@@ -202,6 +211,7 @@ class Executor:
         """A workspace for n samples, one that is kept or a new one; kept afterwards for the next."""
         capacity = capacity_of(n)
         with self._lock, self.device:
+            self._check_open()
             kept = [w for w in self._idle if (w.network, w.n) == (network, capacity)]
             try:
                 workspace = kept[-1] if kept else self._make(network, capacity)

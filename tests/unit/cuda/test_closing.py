@@ -1,0 +1,37 @@
+"""An executor that is closed under a call: nothing touches what was freed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hspace.batch import Sample
+from hspace.errors import ArgumentError
+from hspace.runs import Step
+
+from .conftest import D, Pair, random_program, states
+
+
+@pytest.mark.parametrize("phase", ["encode", "decode"])
+def test_an_editor_that_is_closed_during_a_call(pair: Pair, phase: str) -> None:
+    _, editor = pair.editors(2)
+
+    def on_step(step: Step) -> None:
+        if step.phase == phase:
+            editor.close()
+
+    with pytest.raises(ArgumentError, match=r"^the editor is closed, expected one that is open$"):
+        editor.reconstruct(np.clip(states(3), -1, 1), on_step=on_step)
+
+
+def test_a_batch_whose_executor_is_closed(pair: Pair) -> None:
+    sample = Sample(states(1)[0], random_program(np.random.default_rng(0), 2), np.zeros(D, np.float32))
+    with pair.executor.batch("image", 2) as batch:
+        slot = batch.join(sample)
+        batch.step()
+        batch.step()
+        pair.executor.close()
+        for call in (lambda: batch.join(sample), lambda: batch.leave(slot)):
+            with pytest.raises(ArgumentError, match="is closed"):
+                call()
+    with pytest.raises(ArgumentError, match="is closed"), pair.executor.batch("image", 1):
+        pass
