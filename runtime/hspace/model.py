@@ -129,7 +129,7 @@ class Model:
         if not samples:
             return None, [], faults
         progress.total += self.runner.evaluations([len(sample.program) for sample in samples])
-        outcome = self.runner_of(plan).run("encode", samples, progress)
+        outcome = self.runner_of(plan).run("encode", samples, numbers, progress)
         faults |= {numbers[k]: e for k, e in outcome.faults.items()}
         arrays = outcome.x, z_sem, outcome.x_prev
         if faults:
@@ -159,7 +159,7 @@ class Model:
         out = None
         if decodes.output == "device":
             out = cast(DeviceExecutor, runner.executor).empty(latent.x_T.shape)
-        outcome = runner.run("decode", decodes.samples(latent), progress, out)
+        outcome = runner.run("decode", decodes.samples(latent), numbers, progress, out)
         images = to_uint8(outcome.x) if decodes.output == "uint8" else outcome.x
         if not faults and not outcome.faults:
             return images
@@ -198,9 +198,10 @@ class Model:
             n = min(n, MOST_DRAWS * count - drawn)
             noise = noise_of("z_noise", given, n, mean.shape, seed, NoiseStream.Z_SEM, first=drawn)
             progress.total += self.runner.evaluations([len(program)] * n)
-            outcome = self.runner.run("latent", [Sample(x, program) for x in noise], progress)
+            numbers = range(drawn, drawn + n)
+            outcome = self.runner.run("latent", [Sample(x, program) for x in noise], numbers, progress)
             if outcome.faults:
-                raise not_finite(outcome.faults, {}, "draws")
+                raise not_finite({numbers[k]: e for k, e in outcome.faults.items()}, {}, "draws")
             z_sem: Float32 = outcome.x * std + mean
             drawn += n
             if not directions:

@@ -53,7 +53,7 @@ class Progress:
     index: int = 0
 
     def observe(self, phase: str, images: NDArray[np.int64]) -> Observe | None:
-        """What watches a batch; None where nobody asked. images: int64 [capacity], whose sample is in each slot."""
+        """What watches a batch; None where nobody asked. images: int64 [capacity], the image in each slot."""
         if self.on_step is None:
             return None
         on_step = self.on_step
@@ -101,18 +101,23 @@ class Runner:
         each = [self.executor.encode_z(x[i : i + size]) for i in range(0, len(x), size)]
         return np.concatenate(each).astype(np.float32, copy=False)
 
-    def run(self, phase: str, samples: Sequence[Sample], progress: Progress, out: Any = None) -> Outcome:
-        """Every sample to its end. out: where the last states go, [N, …]; by default a new array."""
+    def run(
+        self, phase: str, samples: Sequence[Sample], numbers: Sequence[int], progress: Progress, out: Any = None
+    ) -> Outcome:
+        """Every sample to its end. numbers: which of the call's images they are, for `Step.image`. out: where the last
+        states go, [N, …]; by default a new array.
+        """
         network: Network = "latent" if phase == "latent" else "image"
         outcome = Outcome(np.empty((len(samples), *samples[0].x.shape), np.float32) if out is None else out, None, {})
         faults: dict[int, NotFinite] = {}
         capacity = min(self.batch_size, len(samples))
-        images = np.zeros(capacity, np.int64)
-        observe, waiting = progress.observe(phase, images), 0
+        images, told = np.zeros((2, capacity), np.int64)  # which is in each slot, of the samples and of the call's
+        observe, waiting = progress.observe(phase, told), 0
         with self._turn, self.executor.batch(network, capacity) as batch:
             while waiting < len(samples) or len(batch):
                 while waiting < len(samples) and len(batch) < capacity:
-                    images[batch.join(samples[waiting])] = waiting
+                    slot = batch.join(samples[waiting])
+                    images[slot], told[slot] = waiting, numbers[waiting]
                     waiting += 1
                 for slot in batch.step(observe):
                     image = int(images[slot])
