@@ -109,7 +109,11 @@ def test_what_is_said_of_presets() -> None:
 WRAPPED = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/guide.md", "docs/results.md", "docs/quality.md"]
 
 
-@pytest.mark.parametrize("name", [*WRAPPED, "docs/versioning.md", "bundles/README.md"])
+PAGES = ["docs/versioning.md", "docs/architecture.md", "docs/bundle-format.md", "docs/gpu.md", "bundles/README.md"]
+DECISIONS = sorted(f"docs/decisions/{path.name}" for path in (ROOT / "docs/decisions").iterdir())
+
+
+@pytest.mark.parametrize("name", [*WRAPPED, *PAGES, *DECISIONS])
 def test_lines_wrap(name: str) -> None:
     """Prose wraps at 120 characters; tables, links and code may be longer."""
     code, long = False, []
@@ -118,6 +122,16 @@ def test_lines_wrap(name: str) -> None:
         if len(line) > 120 and not code and "](" not in line and not line.startswith(("|", "    ")):
             long.append(number)
     assert not long, f"{name}: lines {long}"
+
+
+@pytest.mark.parametrize("name", [name for name in DECISIONS if not name.endswith("README.md")])
+def test_decisions_have_one_form(name: str) -> None:
+    """Status, context, choice, consequences; and the list of all has a line for each."""
+    text = (ROOT / name).read_text()
+    headings = [line for line in text.splitlines() if line.startswith("#")]
+    assert headings[0].startswith(f"# {int(Path(name).name[:4])}. ")
+    assert [h for h in headings[1:] if h.startswith("## ")] == ["## Status", "## Context", "## Choice", "## Consequences"]
+    assert f"]({Path(name).name})" in (ROOT / "docs/decisions/README.md").read_text()
 
 
 def test_readme_is_short() -> None:
