@@ -130,7 +130,12 @@ def test_decisions_have_one_form(name: str) -> None:
     text = (ROOT / name).read_text()
     headings = [line for line in text.splitlines() if line.startswith("#")]
     assert headings[0].startswith(f"# {int(Path(name).name[:4])}. ")
-    assert [h for h in headings[1:] if h.startswith("## ")] == ["## Status", "## Context", "## Choice", "## Consequences"]
+    assert [h for h in headings[1:] if h.startswith("## ")] == [
+        "## Status",
+        "## Context",
+        "## Choice",
+        "## Consequences",
+    ]
     assert f"]({Path(name).name})" in (ROOT / "docs/decisions/README.md").read_text()
 
 
