@@ -8,13 +8,13 @@ H, T, Z = (64, 2, 2), 5, 6  # the shape of h, and the lengths of temb and z_sem
 X = (3, 4, 4)
 
 ATTRIBUTES: dict[str, dict[str, Any]] = {
-    "ddpm": {"kind": "delta_block", "layout": "ddpm", "eps": 1e-6, "branch": "asymmetric", "n_train": 40},
-    "improved": {"kind": "delta_block", "layout": "improved", "eps": 1e-5, "branch": "asymmetric", "n_train": 8},
+    "ddpm": {"kind": "delta_block", "layout": "ddpm", "eps": 0.01, "branch": "asymmetric", "n_train": 40},
+    "improved": {"kind": "delta_block", "layout": "improved", "eps": 0.03, "branch": "asymmetric", "n_train": 8},
     "table": {"kind": "delta_h", "timesteps": [0, 300, 700], "branch": "asymmetric", "n_train": None},
     "haas": {"kind": "delta_h", "timesteps": [100, 200, 999], "branch": "symmetric", "n_train": None},
-    "huge": {"kind": "delta_h", "timesteps": [0], "branch": "symmetric", "n_train": None, "huge": True},
+    "huge": {"kind": "delta_h", "timesteps": [0], "branch": "symmetric", "n_train": None},
     "content": {"kind": "content", "timesteps": [0, 300, 700], "branch": "asymmetric", "n_train": None},
-    "masked": {"kind": "content", "timesteps": [200, 600], "branch": "asymmetric", "n_train": None, "masked": True},
+    "masked": {"kind": "content", "timesteps": [200, 600], "branch": "asymmetric", "n_train": None},
     "smile": {"kind": "z_direction", "branch": "none", "n_train": None},
     "beard": {"kind": "z_direction", "branch": "none", "n_train": None},
 }
@@ -61,6 +61,18 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "latent": {"state": [Z], "components": {"latent": LATENT}},
 }
 
+# no sampler's, so that no column is left out: by name, its steps and rows
+PROGRAMS: dict[str, dict[str, Any]] = {
+    "every column": {
+        "steps": 3,
+        "rows": [
+            [0.5, 0.75, 0.25, -0.5, 0.375, 0.125, 0.625, 0.25, 1.5, 700, 0, 1, 1],
+            [0.75, 0.5, -0.25, 0.5, 0.25, 0.375, -0.125, -0.5, 0.5, 310, 2, 1, 1],
+            [0.875, 0.25, 0.5, 0.25, -0.125, -0.25, 0.375, 0.75, 0.0, 20, 1, 1, 0],
+        ],
+    },
+}
+
 _ASYMMETRIC = "asymmetric steps=4 t_edit=400 t_boost=260 n_train=8"
 SAMPLES: dict[str, dict[str, Any]] = {
     "encode": {"network": "z_sem", "program": "encode ddim diffae linear steps=4 clip"},
@@ -91,6 +103,13 @@ SAMPLES: dict[str, dict[str, Any]] = {
         "program": "edit bdia diffae linear asymmetric steps=5 t_edit=400 t_boost=260 n_train=8 resume",
         "edit": {"improved": 0.5},
         "given_x_prev": True,
+    },
+    "every column": {
+        "network": "z_sem",
+        "program": "every column",
+        "edit": {"table": 0.5},
+        "seed": 2,
+        "image": 2**32 - 1,
     },
     "infinite": {"network": "z_sem", "program": "encode ddim asyrp linear steps=4", "infinite": True},
     "overflow": {
@@ -123,6 +142,12 @@ BATCHES: dict[str, tuple[str, int, list[list[Any]]]] = {
             ["join", "block"],
             ["step", 2],
             ["leave", "block"],  # cancelled
+            ["join", "every column"],
+            ["step", 2],
+            ["leave", "every column"],  # cancelled before its last row
+            ["join", "every column"],
+            ["step", 3],
+            ["leave", "every column"],
             ["join", "block"],
             ["step", 4],
             ["leave", "block"],

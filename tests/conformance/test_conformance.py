@@ -233,7 +233,7 @@ def samples() -> tuple[dict[str, Sample], dict[str, dict[str, np.ndarray]]]:
     content, programs, arrays, known = text("runs"), text("programs"), tensors("runs"), attributes()
     made, expected = {}, {}
     for name, entry in content["samples"].items():
-        program = programs["programs"][entry["program"]]
+        program = (programs["programs"] | content["programs"])[entry["program"]]
         edit = compile_edit(dict(entry["edit"]), known, program["steps"])
         check_compiled(edit, entry, known)
         own = under(arrays, name)

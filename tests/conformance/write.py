@@ -24,7 +24,7 @@ from hspace.schedule import SPACINGS, space_timesteps
 from hspace.tensors import tensor_bytes
 
 from . import reference
-from .runs import ATTRIBUTES, BATCHES, EDITS, NETWORKS, SAMPLES, H, T, Z
+from .runs import ATTRIBUTES, BATCHES, EDITS, NETWORKS, PROGRAMS, SAMPLES, H, T, Z
 
 FOLDER = Path(__file__).parent
 SCHEDULES = {
@@ -32,6 +32,7 @@ SCHEDULES = {
     "cosine": CosineSchedule(),
     "const": ConstSchedule(),
     "betas": ArraySchedule(betas=[0.01 + 0.02 * i for i in range(20)]),
+    "quiet": ArraySchedule(betas=[1e-6] * 8 + [0.05 * (i + 1) for i in range(12)]),  # its span begins at t = 7
 }
 Arrays = dict[str, np.ndarray]
 
@@ -67,13 +68,12 @@ def schedules() -> bytes:
         at = sorted({*range(0, built.timesteps, max(1, built.timesteps // 40)), built.timesteps - 1})
         inputs = msgspec.to_builtins(schedule)
         alphas[name] = {"schedule": inputs, "t": at, "alphas_cumprod": built.alphas_cumprod[at].tolist()}
-        for spacing, steps in product(SPACINGS, (1, 2, 3, 4, 5, 10, 17, 20, 50, 300)):
+        for spacing, steps in product(SPACINGS, (1, 2, 3, 4, 5, 10, 17, 20, 60)):
             try:
-                chosen = space_timesteps(spacing, steps, built).tolist() if steps < 300 or spacing == "diffae" else []
+                chosen = space_timesteps(spacing, steps, built).tolist()
             except ArgumentError:
                 chosen = None
-            if chosen != []:
-                timesteps.append({"schedule": name, "spacing": spacing, "steps": steps, "timesteps": chosen})
+            timesteps.append({"schedule": name, "spacing": spacing, "steps": steps, "timesteps": chosen})
     return text("schedules", {"schedules": alphas, "spacings": timesteps})
 
 
@@ -90,7 +90,7 @@ def grid() -> Iterator[dict[str, Any]]:
         own = {"sampler": sampler, "spacing": spacing}
         yield {**own, **symmetric, "t_boost": 300, "clip": False, "t_edit": 0}
         yield {**own, "kind": "edit", "branch": "asymmetric", "steps": 5, "clip": True}
-        yield {**own, "kind": "edit", "branch": "asymmetric", "steps": 5, "t_edit": 300, "n_train": 40}
+        yield {**own, "kind": "edit", "branch": "asymmetric", "steps": 5, "n_train": 40}
         yield {**own, "kind": "decode", "steps": 1}
         yield {**own, "kind": "encode", "steps": 2}
         yield {**own, "kind": "decode", "steps": 10, "clip": True}
@@ -150,8 +150,12 @@ def noise() -> bytes:
         counter = [seed % 11, draw, image, stream]
         words.append({"seed": seed, "counter": counter, "words": reference.philox(counter, seed)})
     draws = []
-    for i, (shape, seed) in enumerate(product(([1], [3, 2, 3], [3, 5, 5]), (0, 12345, 2**40 + 1, 2**64 - 1))):
-        which = {"seed": seed, "draw": i % 4, "image": (0, 1, 2**32 - 1)[i % 3], "stream": i % 3}
+    each: list[tuple[list[int], dict[str, int]]] = [
+        (shape, {"seed": seed, "draw": i % 4, "image": (0, 1, 2**32 - 1)[i % 3], "stream": i % 3})
+        for i, (shape, seed) in enumerate(product(([1], [3, 2, 3], [3, 5, 5]), (0, 12345, 2**40 + 1, 2**64 - 1)))
+    ]
+    each.append(([2], {"seed": 0, "draw": 1224113, "image": 0, "stream": 0}))  # its first word is small, 154
+    for shape, which in each:
         draws.append({**which, "shape": shape, "normal": reference.normal(shape, **which).ravel().tolist()})
     return text("noise", {"philox": words, "draws": draws})
 
@@ -192,9 +196,9 @@ def attribute_tensors() -> dict[str, Arrays]:
         arrays = {n: rng.uniform(-1, 1, shape) / (8 if n.startswith("conv") else 1) for n, shape in shapes.items()}
         if "std" in arrays:
             arrays["std"] = abs(arrays["std"]) + 0.5
-        if attribute.get("masked"):
+        if name == "masked":
             arrays["mask"] = np.round(rng.uniform(0, 1, H[1:]), 1) * [[1], [0]]
-        if attribute.get("huge"):
+        if name == "huge":
             arrays["delta_h"] = np.full_like(arrays["delta_h"], 3e38)
         made[name] = float32(arrays)
         if "timesteps" in attribute:
@@ -278,7 +282,7 @@ def runs(table: Mapping[str, Any]) -> tuple[bytes, bytes]:
         network = NETWORKS[sample["network"]]
         shape = network["state"]
         lines = [dict(zip(reference.COLUMNS, row, strict=True)) for row in program["rows"]]
-        given = {"x": rng.uniform(-1, 1, shape)}
+        given: Arrays = {"x": rng.uniform(-1, 1, shape)}
         if network.get("z_sem"):
             given["z_sem"] = rng.uniform(-1, 1, network["z_sem"])
         if sample.pop("given_x_prev", False):
@@ -299,7 +303,8 @@ def runs(table: Mapping[str, Any]) -> tuple[bytes, bytes]:
     lengths = {name: sample["rows"] for name, sample in samples.items()}
     for name, (network, capacity, lines) in BATCHES.items():
         batches[name] = {"network": network, "capacity": capacity, "events": script(lines, lengths)}
-    return text("runs", {"networks": NETWORKS, "samples": samples, "batches": batches}), tensors("runs", arrays)
+    content = {"networks": NETWORKS, "programs": PROGRAMS, "samples": samples, "batches": batches}
+    return text("runs", content), tensors("runs", arrays)
 
 
 def null() -> bytes:
@@ -325,7 +330,7 @@ def files() -> dict[str, bytes]:
     """All files of the data by name."""
     delta_text, delta_tensors = deltas()
     program_text = programs()
-    run_text, run_tensors = runs(json.loads(program_text)["programs"])
+    run_text, run_tensors = runs(json.loads(program_text)["programs"] | PROGRAMS)
     return {
         "schedules.json": schedules(),
         "programs.json": program_text,
