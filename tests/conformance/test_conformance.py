@@ -20,7 +20,7 @@ from hspace.errors import ArgumentError, BundleError, Cancelled, NotFinite
 from hspace.executors import cpu
 from hspace.kinds import KINDS, Slot
 from hspace.manifest import AnySchedule
-from hspace.noise import Stream, normal, philox4x32
+from hspace.noise import NoiseStream, normal, philox4x32
 from hspace.program import COEFFICIENTS, ROW, Branch, Program
 from hspace.schedule import SPACINGS, Schedule, space_timesteps
 from hspace.tensors import Tensors, read_tensors
@@ -105,7 +105,7 @@ def test_noise() -> None:
         words = philox4x32(np.array([entry["counter"]], np.uint32), entry["seed"])
         assert words.tolist() == [entry["words"]]
     for entry in content["draws"]:
-        stream = Stream(entry["stream"])
+        stream = NoiseStream(entry["stream"])
         z = normal(entry["shape"], entry["seed"], draw=entry["draw"], image=entry["image"], stream=stream)
         assert z.dtype == np.float32 and list(z.shape) == entry["shape"]
         expected = np.array(entry["normal"])
