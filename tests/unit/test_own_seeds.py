@@ -30,6 +30,25 @@ def test_a_seed_for_each_image_of_a_sweep_may_be_an_array(null_editor: hspace.Ed
     assert np.array_equal(b[1], null_editor.sweep(latent, strengths, seed=6, **DRAWS)[1])
 
 
+def test_a_sweep_counts_images_and_not_their_variants(null_editor: hspace.Editor) -> None:
+    latent, strengths = null_editor.encode(IMAGES), {"block": [0.0, 0.5]}
+    with pytest.raises(ArgumentError, match="found 3 seeds, expected one, or one for each of 2 images"):
+        null_editor.sweep(latent, strengths, seed=[1, 2, 3])
+    with pytest.raises(ArgumentError, match="image_numbers: expected 2 whole numbers"):
+        null_editor.sweep(latent, strengths, image_numbers=[1])
+    rows = int(null_editor.program("decode", sampler="ddpm", steps=3).rows["draws"].sum())
+    noise = np.random.default_rng(1).standard_normal((rows, 4, *SHAPE), dtype=np.float32)
+    a, b = (null_editor.sweep(latent, strengths, seed=seed, noise=noise, **DRAWS) for seed in (0, [1, 2]))
+    assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("numbers", [3, "12", [[1], [2, 3]], [True, False], [1.0, 2.0], [-1, 0]])
+def test_what_are_no_image_numbers(null_editor: hspace.Editor, numbers: Any) -> None:
+    latent = null_editor.encode(IMAGES)
+    with pytest.raises(ArgumentError, match="image_numbers: expected 2 whole numbers"):
+        null_editor.decode(latent, image_numbers=numbers)
+
+
 def test_no_numbers_are_the_default_of_an_interpolation(null_editor: hspace.Editor) -> None:
     """The same draws in all frames."""
     ends = list(null_editor.encode(IMAGES))
