@@ -8,7 +8,7 @@ import hspace
 import numpy as np
 import pytest
 from hspace.batch import Sample
-from hspace.errors import ArgumentError
+from hspace.errors import ArgumentError, Cancelled
 
 SHAPE = (3, 8, 8)
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (2, *SHAPE)).astype(np.float32)
@@ -102,3 +102,16 @@ def test_what_is_no_sample(null_asyrp: hspace.Editor, change: dict[str, Any], me
         with pytest.raises(ArgumentError, match=message):
             batch.join(Sample(**{"x": IMAGES[0], "program": program, **change}))
         assert len(batch) == 0
+
+
+def test_who_has_finished_is_told_whatever_a_watcher_does(null_asyrp: hspace.Editor) -> None:
+    """Of two samples, one finishes; the watcher takes the other one out."""
+    executor = null_asyrp.executor
+    with executor.batch("image", 2) as batch:
+        short, long = (batch.join(Sample(IMAGES[0], null_asyrp.program("decode", steps=n))) for n in (1, 2))
+
+        def cancel(_: object) -> None:
+            with pytest.raises(Cancelled):
+                batch.leave(long)
+
+        assert batch.step(cancel) == [short]

@@ -123,9 +123,10 @@ class Batch:
             self._x[active], self._x_0[active] = x_next, p
         self._row[active] += 1
         self._steady -= 1
+        finished: list[int] = [] if self._steady else active[self._row[active] == self._rows[active]].tolist()
         if observe is not None:
             observe(Moved(active, row, self._rows[active], rows["t"], x, p, h))
-        return [] if self._steady else active[self._row[active] == self._rows[active]].tolist()
+        return finished
 
     def rewind(self) -> None:
         """Puts every sample back to its first row, with the state that it has: what times a step repeats it."""

@@ -138,6 +138,7 @@ class Executor:
                 yield batch
             finally:
                 with self._lock:
+                    batch.end()
                     self._batches = [other for other in self._batches if other is not batch]
 
     def encode_z(self, x: Any) -> Float32:
