@@ -1,4 +1,4 @@
-"""Seeds and numbers of images in every form that a caller may have them in, and samples that their caller changes."""
+"""What callers give in many forms: seeds, numbers of images, samples that they change later, attributes given twice."""
 
 from __future__ import annotations
 
@@ -115,3 +115,13 @@ def test_who_has_finished_is_told_whatever_a_watcher_does(null_asyrp: hspace.Edi
                 batch.leave(long)
 
         assert batch.step(cancel) == [short]
+
+
+def test_one_attribute_under_two_names_counts_twice(null_asyrp: hspace.Editor) -> None:
+    latent, table = null_asyrp.encode(IMAGES), null_asyrp.attributes["table"]
+    editor = null_asyrp.with_attributes({"a": table, "b": table})
+    both, twice, once = (
+        editor.decode(latent, edits, steps=3, output="float32")
+        for edits in ({"a": 0.5, "b": 0.5}, {"a": 1.0}, {"a": 0.5})
+    )
+    assert np.array_equal(both, twice) and not np.array_equal(both, once)
