@@ -125,3 +125,17 @@ def test_one_attribute_under_two_names_counts_twice(null_asyrp: hspace.Editor) -
         for edits in ({"a": 0.5, "b": 0.5}, {"a": 1.0}, {"a": 0.5})
     )
     assert np.array_equal(both, twice) and not np.array_equal(both, once)
+
+
+@pytest.mark.parametrize(
+    ("network", "capacity", "message"),
+    [
+        ("latent", 1, "network: found 'latent', expected one of image"),
+        ("head", 1, "network: found 'head'"),
+        ("image", 0, "capacity: found 0, expected a whole number"),
+        ("image", "2", "capacity: found '2'"),
+    ],
+)
+def test_what_is_no_batch(null_asyrp: hspace.Editor, network: Any, capacity: Any, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message), null_asyrp.executor.batch(network, capacity):
+        pass
