@@ -7,7 +7,7 @@ The latent DDIM evaluates another network, and so has batches of its own kind.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Protocol
@@ -147,7 +147,7 @@ class Executor(Protocol):
     def engine(self) -> Engine: ...
 
     def batch(self, network: Network, capacity: int) -> AbstractContextManager[Batch]:
-        """An empty batch with at least that many slots."""
+        """An empty batch with at least that many slots. Raises ArgumentError, see `check_batch`."""
         ...
 
     def encode_z(self, x: Any) -> Float32:
@@ -165,6 +165,14 @@ class DeviceExecutor(Executor, Protocol):
     def empty(self, shape: Sequence[int]) -> Any:
         """Memory on the GPU for results, float32."""
         ...
+
+
+def check_batch(network: str, capacity: int, components: Collection[str]) -> None:
+    """Raises ArgumentError for a batch that a model with those components cannot have."""
+    networks = ["image", *(["latent"] if "latent" in components else [])]
+    if network not in networks:
+        raise ArgumentError(f"network: found {network!r}, expected one of {', '.join(networks)}")
+    check_whole("capacity", capacity)
 
 
 def check_left(row: int, rows: int, finite: bool) -> None:

@@ -223,6 +223,9 @@ def inject(h: Float32, temb: Float32, t: NDArray[np.int32], scale: Float32, edit
     for sample, edit in enumerate(edits):
         for delta, strength in edit.deltas:
             _, samples, strengths = users.setdefault(id(delta), (delta, [], []))
+            if sample in samples[-1:]:  # under another name too
+                strengths[-1] += strength
+                continue
             samples.append(sample)
             strengths.append(strength)
     for delta, samples, strengths in users.values():

@@ -25,7 +25,7 @@ from .noise import NoiseStream, check_seed
 from .plans import ProgramKind
 from .program import Program
 from .recorders import HRecorder, Timeline
-from .requests import Requests, Run, check_output, is_several, noise_of
+from .requests import Requests, Run, check_output, noise_of, numbers_of, seeds_of
 from .runs import OnStep, Progress
 
 
@@ -45,10 +45,11 @@ class Editor:
 
     Calls that take `**run` share these options. `preset` names one of the bundle's, by default its default; `steps`,
     `sampler` ("ddim", "ddpm", "ddpm_large", "dpmpp_2m", "bdia" or "obelm"), `t_edit` and `t_boost` (timesteps of the
-    schedule) override it. `seed` (0 … 2⁶⁴ − 1, or one for each image) chooses the noise of rows that draw, and
-    `image_numbers` the images' numbers for it, for a caller who makes one job out of several calls (by default
-    0 … N − 1); `noise` gives it instead: float32 [rows that draw, N, 3, H, W]. `on_step` is called with a `Step` after
-    each evaluation; where it returns False the call raises Cancelled. `output` is "uint8", "float32" or "device".
+    schedule) override it. `seed` (0 … 2⁶⁴ − 1, or one for each image where the call draws no x_T) chooses the noise of
+    rows that draw, and `image_numbers` the images' numbers for it, for a caller who makes one job out of several calls
+    (by default 0 … N − 1); `noise` gives it instead: float32 [rows that draw, N, 3, H, W]. `on_step` is called with a
+    `Step` after each evaluation; where it returns False the call raises Cancelled. `output` is "uint8", "float32" or
+    "device".
 
     An image's result does not depend on the batch that it was in. Where results are not finite the call raises
     NotFinite, which names the images and has the others' results.
@@ -210,10 +211,9 @@ class Editor:
         shape, points = grid_of(strengths, edits)
         self.check_latent(latent)
         every = Latent.stack([one for one in latent for _ in points])
+        run["seed"] = _each(seeds_of(run.get("seed", 0), len(latent)), len(points))
         if run.get("noise") is None:
-            numbers, seed = run.get("image_numbers"), run.get("seed", 0)
-            run["image_numbers"] = _each(range(len(latent)) if numbers is None else numbers, len(points))
-            run["seed"] = _each(seed, len(points)) if is_several(seed) else seed
+            run["image_numbers"] = _each(numbers_of(run.get("image_numbers"), len(latent), False), len(points))
         pictures = self.decode(every, points * len(latent), **run)
         return pictures.reshape(len(latent), *shape, *pictures.shape[1:])
 

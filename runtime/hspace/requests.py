@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypedDict, TypeGuard
+from typing import Any, Literal, TypedDict, cast
 
 import numpy as np
 
@@ -126,10 +126,10 @@ class Requests:
                 programs[edit.branch, edit.n_train] = self.planner.decode(plan, edit, resume=resume)
         each = [programs[edit.branch, edit.n_train] for edit in compiled]
         noise, numbers = run.get("noise"), run.get("image_numbers")
-        seeds = _seeds(run.get("seed", 0), count)
+        seeds = seeds_of(run.get("seed", 0), count)
         if noise is not None:
             check_array("noise", noise, (max(int(p.rows["draws"].sum()) for p in each), count, *self._shape))
-        checked = _numbers(numbers, count, noise is not None)
+        checked = numbers_of(numbers, count, noise is not None)
         output = run.get("output", "uint8")
         check_output(output, self._on_device)
         return Decodes(plan, compiled, each, seeds, checked, noise, output)
@@ -166,30 +166,28 @@ def noise_of(
     return np.stack([normal(shape, seed, draw=0, image=first + i, stream=stream) for i in range(count)])
 
 
-def is_several(seed: object) -> TypeGuard[Sequence[int]]:
-    """Whether a seed is one for each image."""
+def seeds_of(seed: int | Sequence[int], count: int) -> list[int]:
+    """The seed of each image, checked: one for all, or one for each."""
     listed = isinstance(seed, Sequence) and not isinstance(seed, (str, bytes))
-    return listed or (isinstance(seed, np.ndarray) and seed.ndim > 0)
-
-
-def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
-    """The seed of each image: one for all, or one for each."""
-    if not is_several(seed):
+    if not listed and not (isinstance(seed, np.ndarray) and seed.ndim):
         return [check_seed(seed)] * count
-    if len(seed) != count:
-        raise ArgumentError(f"seed: found {len(seed)} seeds, expected one, or one for each of {count} images")
-    return [check_seed(one) for one in seed]
+    each = list(cast(Sequence[int], seed))
+    if len(each) != count:
+        raise ArgumentError(f"seed: found {len(each)} seeds, expected one, or one for each of {count} images")
+    return [check_seed(one) for one in each]
 
 
-def _numbers(numbers: Sequence[int] | None, count: int, noise_is_given: bool) -> list[int]:
+def numbers_of(numbers: Iterable[int] | None, count: int, noise_is_given: bool) -> list[int]:
     """The images' numbers for their draws, checked; by default 0 … count − 1."""
-    image = np.arange(count) if numbers is None else np.array(list(numbers))
-    whole = image.dtype.kind in "iu" and image.shape == (count,) and image.min() >= 0 and image.max() < 2**32
-    if not whole or (noise_is_given and numbers is not None):
+    if numbers is None:
+        return list(range(count))
+    each: list[Any] = list(numbers) if isinstance(numbers, Iterable) else []
+    whole = all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) and 0 <= i < 2**32 for i in each)
+    if not whole or len(each) != count or noise_is_given:
         raise ArgumentError(
             f"image_numbers: expected {count} whole numbers from 0 to 2^32 - 1, and no noise beside them"
         )
-    return [int(i) for i in image]
+    return [int(i) for i in each]
 
 
 def check_output(output: str, on_device: bool) -> None:

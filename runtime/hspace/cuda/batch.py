@@ -175,6 +175,10 @@ class Batch:
             out[...] = x
         return Result(out, x_prev)
 
+    def end(self) -> None:
+        """Takes its slots away: the workspace may be another batch's from now on."""
+        self.capacity, self._scripts, self._running = 0, [], []
+
     def rewind(self) -> None:
         """Puts every sample back to its first row, with the state that it has: what times a step repeats it."""
         self._running = [script for script in self._scripts if script is not None]

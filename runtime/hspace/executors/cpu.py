@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import Float32
-from ..batch import Moved, Network, Observe, Result, Sample, check_left
+from ..batch import Moved, Network, Observe, Result, Sample, check_batch, check_left
 from ..deltas import inject
 from ..engines import Engine, unet
 from ..errors import ArgumentError
@@ -33,6 +33,7 @@ class Executor:
         self.engine, self._components = engine, components
 
     def batch(self, network: Network, capacity: int) -> AbstractContextManager[Batch]:
+        check_batch(network, capacity, self._components)
         inputs = {t.name: t for t in self._components["latent" if network == "latent" else "trunk"].inputs}
         x, z_sem = (None if t is None else tuple(map(int, t.shape[1:])) for t in map(inputs.get, ("x", "z_sem")))
         if network == "latent":  # z_sem itself is the state
@@ -123,9 +124,10 @@ class Batch:
             self._x[active], self._x_0[active] = x_next, p
         self._row[active] += 1
         self._steady -= 1
+        finished: list[int] = [] if self._steady else active[self._row[active] == self._rows[active]].tolist()
         if observe is not None:
             observe(Moved(active, row, self._rows[active], rows["t"], x, p, h))
-        return [] if self._steady else active[self._row[active] == self._rows[active]].tolist()
+        return finished
 
     def rewind(self) -> None:
         """Puts every sample back to its first row, with the state that it has: what times a step repeats it."""

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Float32
-from ..batch import Network
+from ..batch import Network, check_batch
 from ..bundle import Bundle
 from ..cuda import steps
 from ..cuda.arrays import DeviceArray, from_foreign, stream_handle
@@ -130,6 +130,7 @@ class Executor:
     @contextlib.contextmanager
     def batch(self, network: Network, capacity: int) -> Iterator[Batch]:
         """An empty batch. capacity: how many slots it has at least; it is rounded up to a power of two."""
+        check_batch(network, capacity, self._components)
         with self._leasing(network, capacity) as workspace:
             batch = Batch(self, workspace)
             with self._lock:
@@ -138,6 +139,7 @@ class Executor:
                 yield batch
             finally:
                 with self._lock:
+                    batch.end()
                     self._batches = [other for other in self._batches if other is not batch]
 
     def encode_z(self, x: Any) -> Float32:
