@@ -17,10 +17,10 @@ from .checks import check_whole
 from .deltas import NO_EDIT, Content, directions_of, slerp
 from .edits import Edits, compile_edit, grid_of, per_image
 from .engines import Engine
-from .errors import ArgumentError, EngineError, NotFinite
+from .errors import ArgumentError, NotFinite
 from .image import Images, to_uint8
 from .latent import Latent
-from .model import Model, not_finite
+from .model import LOGIT_OVERFLOWS, Model, not_finite
 from .noise import NoiseStream, check_seed
 from .plans import ProgramKind
 from .program import Program
@@ -233,9 +233,16 @@ class Editor:
             resume = self._model.start_of(latent, plan, quiet=True).x_prev is not None
             check_whole("frames", frames, 1, len(self._model.planner.decode(plan, NO_EDIT, resume=resume)))
         run["on_step"] = recorder = Timeline(frames, run.get("on_step"))
-        self.decode(latent, edits, **run)
-        p, _ = recorder.frames()
-        return recorder.timesteps, p if run.get("output") == "float32" else np.stack([to_uint8(x) for x in p])
+
+        def shown() -> NDArray[Any]:
+            p, _ = recorder.frames()
+            return p if run.get("output") == "float32" else np.stack([to_uint8(x) for x in p])
+
+        try:
+            self.decode(latent, edits, **run)
+        except NotFinite as e:
+            raise NotFinite(str(e), e.images, {i: shown()[:, i] for i in e.others}) from None
+        return recorder.timesteps, shown()
 
     def inject(
         self,
@@ -356,15 +363,13 @@ class Editor:
         if not directions:
             raise ArgumentError("classify: the bundle has no z_direction attributes")
         z_sem, faults = self._model.encode_z(self._model.load(images, resize))
-        logits: dict[int, Float32] = {}
-        for i in range(len(z_sem)):
-            try:
-                logits[i] = np.stack([d.logit(z_sem[i : i + 1]) for d in directions.values()], axis=1)[0]
-            except EngineError as e:
-                faults.setdefault(i, NotFinite(str(e)))
+        whole = [i for i in range(len(z_sem)) if i not in faults]
+        logits = np.stack([d.logit(z_sem[whole]) for d in directions.values()], axis=1)
+        bad = np.flatnonzero(~np.isfinite(logits).all(axis=1)).tolist()
+        faults |= {whole[k]: NotFinite(f"classify: {LOGIT_OVERFLOWS}") for k in bad}
         if faults:
-            raise not_finite(faults, {i: x for i, x in logits.items() if i not in faults})
-        return np.stack(list(logits.values()))
+            raise not_finite(faults, {i: logits[k] for k, i in enumerate(whole) if i not in faults})
+        return logits
 
     @property
     def z_statistics(self) -> tuple[Float32, Float32] | None:

@@ -44,7 +44,8 @@ class NotFinite(EngineError):
     """Results have values that are not finite: a strength is too large, or the engine's arithmetic overflowed.
 
     images: the images of the call that this is about, by number, and what is wrong with each. others: what the call
-    would have returned for each of the other images, by number: their runs never noticed.
+    would have returned for each of the other images, by number: their runs never noticed. A sweep numbers its variants,
+    in their order.
     """
 
     def __init__(

@@ -207,6 +207,8 @@ class Model:
             if not directions:
                 return z_sem
             new = np.stack([direction.logit(z_sem) for direction, _ in directions], axis=1)
+            if not np.isfinite(new).all():
+                raise NotFinite(f"accept: {LOGIT_OVERFLOWS}")
             kept += list(z_sem[(new >= least).all(axis=1)])
             logits = np.concatenate([logits, new])
         return np.stack(kept[:count])
@@ -220,6 +222,9 @@ class Model:
         if told is not None and not quiet:
             warnings.warn(told, LatentWarning, stacklevel=3)
         return latent if resumes else Latent(latent.x_T, latent.z_sem, None, latent.provenance)
+
+
+LOGIT_OVERFLOWS = "a logit is not finite: z_sem, or a number of the attribute's, is too large"
 
 
 def not_finite(faults: Mapping[int, NotFinite], others: Mapping[int, Any], what: str = "images") -> NotFinite:
