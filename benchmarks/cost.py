@@ -83,13 +83,13 @@ def measure(made: dict[int, Path], engines: list[str], rounds: int) -> dict[str,
     for each in runs.values():
         for run in each.values():
             run()
-    found: Found = {}
+    results: Found = {}
     for engine, parts in timing.rounds(runs, rounds).items():
         for (part, value), times in parts.items():
             panel, kind = part.split("|")
             share = {"batch": value, "attributes": ATTRIBUTE_STEPS}.get(panel, 1)
-            found.setdefault(panel, {}).setdefault(f"{engine}, {kind}", []).append(float(np.median(times)) / share)
-    return found
+            results.setdefault(panel, {}).setdefault(f"{engine}, {kind}", []).append(float(np.median(times)) / share)
+    return results
 
 
 def _steps(editor: hspace.Editor, n: int) -> dict[str, Callable[[], object]]:
@@ -104,10 +104,10 @@ AXES = {
 }
 
 
-def text(found: Found) -> str:
+def text(results: Found) -> str:
     """A table for each of what varies."""
     lines = []
-    for panel, series in found.items():
+    for panel, series in results.items():
         values, _, unit = AXES[panel]
         lines.append(f"{panel + ', ' + unit:<48}" + "".join(f"{v:>9}" for v in values))
         lines += [f"  {name:<46}" + "".join(f"{t:9.2f}" for t in times) for name, times in series.items()]
@@ -115,12 +115,12 @@ def text(found: Found) -> str:
     return "\n".join(lines)
 
 
-def plot(found: Found, path: Path, where: str) -> None:
+def plot(results: Found, path: Path, where: str) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 4.2), layout="constrained")
     colours = {engine: f"C{i}" for i, engine in enumerate(AUTO)}
-    for axes, (panel, series) in zip(figure.subplots(1, len(found)), found.items(), strict=True):
+    for axes, (panel, series) in zip(figure.subplots(1, len(results)), results.items(), strict=True):
         values, label, unit = AXES[panel]
         for name, times in series.items():
             engine, kind = name.split(", ")
@@ -153,12 +153,12 @@ def main() -> None:
     where = f"{stamp['processor']}, {stamp['usable_cores']} cores, {stamp['date'][:10]}"
     print(where + "".join(f", {k} {v}" for k, v in stamp["versions"].items()))
     with tempfile.TemporaryDirectory() as scratch:
-        found = measure(bundles(Path(scratch)), [e for e in AUTO if unavailable(e) is None], args.rounds)
-    print(f"\n{text(found)}")
+        results = measure(bundles(Path(scratch)), [e for e in AUTO if unavailable(e) is None], args.rounds)
+    print(f"\n{text(results)}")
     if args.json:
-        args.json.write_text(json.dumps({"machine": stamp, "found": found}, indent=1) + "\n")
+        args.json.write_text(json.dumps({"machine": stamp, "found": results}, indent=1) + "\n")
     if args.plot:
-        plot(found, args.plot, where)
+        plot(results, args.plot, where)
 
 
 if __name__ == "__main__":

@@ -61,9 +61,9 @@ def _section(name: str) -> Callable[..., Found]:
 
 def stamp() -> dict[str, Any]:
     """Where this runs, and with what."""
-    found = machine.stamp() | {"gpu": machine.gpu(Device(0))}
-    found["versions"] |= machine.versions(PACKAGES)
-    return found
+    told = machine.stamp() | {"gpu": machine.gpu(Device(0))}
+    told["versions"] |= machine.versions(PACKAGES)
+    return told
 
 
 def log(text: str) -> None:
@@ -104,8 +104,8 @@ def main() -> int:
         print(f"\n{name}\n\n{sections[name].text()}", flush=True)
         if args.json or not args.quick:
             report.write(path, head, args.quick, sections)
-    failed = [name for name, found in sections.items() if found.errors]
-    missed = [goal.name for found in sections.values() for goal in found.goals if not goal.met]
+    failed = [name for name, part in sections.items() if part.errors]
+    missed = [goal.name for part in sections.values() for goal in part.goals if not goal.met]
     for what, each in (("could not be measured, or failed", failed), ("goals missed", missed)):
         if each:
             log(f"{what}: {'; '.join(each)}")

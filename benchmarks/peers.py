@@ -66,7 +66,7 @@ class Peer:
 def measure(case: Case, names: list[str], rounds: int, threads: int | None, full: bool) -> dict[str, Any]:
     """Opens every peer, and runs each in turn, round after round; a peer that fails is left out from there on."""
     peers: dict[str, Peer] = {}
-    found: dict[str, dict[str, Any]] = {}
+    measured: dict[str, dict[str, Any]] = {}
     reference = None
     for name in names:
         log(f"{case.name}: {name}")
@@ -74,14 +74,14 @@ def measure(case: Case, names: list[str], rounds: int, threads: int | None, full
         opened = peer.ask()
         first = opened if "error" in opened else peer.ask("round_trip" if name == "diffusers" else "edit", case.steps)
         if "error" in first:
-            found[name] = {"error": first["error"]}
+            measured[name] = {"error": first["error"]}
             peer.close()
             continue
-        peers[name], found[name] = peer, {**opened, "peak": first["peak"], "first_step": first["first_step"]}
+        peers[name], measured[name] = peer, {**opened, "peak": first["peak"], "first_step": first["first_step"]}
         reference = first["x"] if name == REFERENCE else reference
         if reference is not None and name != "diffusers":
             difference = np.linalg.norm(first["x"] - reference) / np.linalg.norm(reference)
-            found[name]["difference"] = float(difference)
+            measured[name]["difference"] = float(difference)
     jobs = {name: ["round_trip"] if name == "diffusers" else ["edit"] for name in peers}
     for name in peers:
         if name.startswith("hspace "):
@@ -93,21 +93,23 @@ def measure(case: Case, names: list[str], rounds: int, threads: int | None, full
             for job in jobs[name]:
                 answer = peers[name].ask(job, case.steps)
                 if "error" in answer:
-                    found[name]["error"] = answer["error"]
+                    measured[name]["error"] = answer["error"]
                     peers.pop(name).close()
                     break
-                found[name].setdefault(job, []).append(summary(answer) if job == "edit" else answer["seconds"])
+                measured[name].setdefault(job, []).append(summary(answer) if job == "edit" else answer["seconds"])
     if full:
         for name in peers:
             if "edit" in jobs[name]:
                 log(f"{case.name}: {name}, the whole edit")
                 answer = peers[name].ask("edit", case.official)
-                found[name] |= {"full": answer["seconds"]} if "error" not in answer else {"full_error": answer["error"]}
+                measured[name] |= (
+                    {"full": answer["seconds"]} if "error" not in answer else {"full_error": answer["error"]}
+                )
     for peer in peers.values():
         peer.close()
     e, d = case.official
     what = f"{case.family}, {case.image.shape[-1]}×{case.image.shape[-1]}, one image, official {e} + {d} steps"
-    return {"name": case.name, "what": what, "official": case.official, "steps": case.steps, "peers": found}
+    return {"name": case.name, "what": what, "official": case.official, "steps": case.steps, "peers": measured}
 
 
 def summary(answer: dict[str, Any]) -> dict[str, float]:
@@ -132,11 +134,11 @@ def machine(threads: int | None) -> dict[str, str]:
         memory = "?"
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     commit = subprocess.run(command, text=True, capture_output=True, check=False).stdout.strip()
-    found = versions(PACKAGES)
+    told = versions(PACKAGES)
     return {
         "processor": f"{processor()}, {len(os.sched_getaffinity(0))} cores, {memory}",
         "system": f"{platform.platform()}, Python {platform.python_version()}",
-        "versions": ", ".join(f"{package} {found.get(package, '-')}" for package in PACKAGES),
+        "versions": ", ".join(f"{package} {told.get(package, '-')}" for package in PACKAGES),
         "threads": f"{threads}, set" if threads else f"{len(os.sched_getaffinity(0))}, each library's default",
         "commit": commit or "?",
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

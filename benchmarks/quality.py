@@ -57,7 +57,7 @@ def main() -> None:
         reference = runs(editor, x, "ddim", "logsnr", 1000)
     if args.reference:
         np.savez(args.reference, **reference)
-    found = []
+    points = []
     print(f"{len(x)} images of {args.bundle.name}; PSNR in dB; edits against the reference, dB", flush=True)
     print(f"{'sampler':10}{'spacing':10}{'evaluations':>13}{'reconstruction':>16}{'SSIM':>8}", end="")
     print("".join(f"{name:>16}" for name in EDITS) + f"{'strength':>10}{'std x_T':>9}", flush=True)
@@ -75,14 +75,14 @@ def main() -> None:
             "strength": strength(got, reference),
             "std": float(got["x_T"].std()),
         }
-        found.append(row)
+        points.append(row)
         print(f"{sampler:10}{spacing:10}{'{} + {}'.format(*row['evaluations']):>13}", end="")
         print(f"{row['reconstruction']:16.1f}{row['ssim']:8.4f}" + "".join(f"{row[n]:16.1f}" for n in EDITS), end="")
         print(f"{row['strength']:10.2f}{row['std']:9.2f}", flush=True)
     if args.json:
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
+        args.json.write_text(json.dumps(points, indent=1) + "\n")
     if args.plot:
-        plot(found, args.plot)
+        plot(points, args.plot)
 
 
 def taken_as_asymmetric(editor: hspace.Editor) -> None:
@@ -110,9 +110,9 @@ def runs(
         count[step.phase] += 1
 
     latent = editor.encode(x, preset="quality", on_step=counted)
-    found = {"reconstruction": editor.decode(latent, on_step=counted, **run), "x_T": latent.x_T}
-    found |= {name: editor.decode(latent, edits, **run) for name, edits in EDITS.items()}
-    return found | {"evaluations": (count["encode"], count["decode"])}
+    outputs = {"reconstruction": editor.decode(latent, on_step=counted, **run), "x_T": latent.x_T}
+    outputs |= {name: editor.decode(latent, edits, **run) for name, edits in EDITS.items()}
+    return outputs | {"evaluations": (count["encode"], count["decode"])}
 
 
 def psnr(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
@@ -135,7 +135,7 @@ def strength(got: dict[str, NDArray[np.float32]], reference: dict[str, NDArray[n
     return float(moved @ wanted / (wanted @ wanted))
 
 
-def plot(found: list[dict], path: Path) -> None:
+def plot(points: list[dict], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -146,13 +146,13 @@ def plot(found: list[dict], path: Path) -> None:
     styles = {"logsnr": "-o", "diffae": ":s", "karras": "--^", "quadratic": "--v"}
     for axis, name in zip(axes, ("reconstruction", *EDITS), strict=True):
         for sampler, spacing, _ in GRID:
-            rows = [r for r in found if (r["sampler"], r["spacing"]) == (sampler, spacing)]
+            rows = [r for r in points if (r["sampler"], r["spacing"]) == (sampler, spacing)]
             rows = [r for r in rows if isinstance(r["steps"], int) and r["steps"] < 1000]
             totals, values = [sum(r["evaluations"]) for r in rows], [min(r[name], 80) for r in rows]
             axis.plot(
                 totals, values, styles[spacing], color=colours[sampler], ms=4, lw=1.2, label=f"{sampler}, {spacing}"
             )
-        official = next(r for r in found if r["steps"] == (250, 100))
+        official = next(r for r in points if r["steps"] == (250, 100))
         axis.plot(sum(official["evaluations"]), official[name], "*", color="black", ms=12, label="official, 250 + 100")
         axis.set(xscale="log", xlabel="evaluations, both ways", title=name)
         axis.grid(alpha=0.3, which="both")

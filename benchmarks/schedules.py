@@ -64,8 +64,8 @@ def train(
         level = ab[t][:, None, None, None]
         with torch.autocast("cpu", torch.bfloat16):
             h, temb, skips = unet.trunk(level.sqrt() * batch + (1 - level).sqrt() * eps, t)
-            found = unet.head(h, temb, skips, torch.arange(BATCH))
-        loss = (found.float() - eps).square().mean()
+            eps_of_net = unet.head(h, temb, skips, torch.arange(BATCH))
+        loss = (eps_of_net.float() - eps).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -116,11 +116,11 @@ def bundle(name: str, state: dict[str, torch.Tensor], folder: Path) -> Path:
 def measure(editor: hspace.Editor, images: NDArray[np.uint8]) -> dict[str, float]:
     """PSNR of reconstructions by every preset, dB."""
     x = images.transpose(0, 3, 1, 2) / 127.5 - 1
-    found = {}
+    measured = {}
     for preset in editor.bundle.manifest.presets:
         squares = np.mean((editor.reconstruct(images, preset=preset, output="float32") - x) ** 2, axis=(1, 2, 3))
-        found[preset] = float(np.mean(10 * np.log10(4 / squares)))
-    return found
+        measured[preset] = float(np.mean(10 * np.log10(4 / squares)))
+    return measured
 
 
 def main() -> None:
@@ -135,7 +135,7 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     images = np.load(args.images)["images"]
     x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
-    first, found = None, {}
+    first, measured = None, {}
     for name in SCHEDULES:
         if first is not None and name not in args.only:
             continue
@@ -148,13 +148,13 @@ def main() -> None:
         if name not in args.only:
             continue
         folder = bundle(name, state, args.work / f"{name}.bundle")
-        found[name] = measure(hspace.open(folder, engine="onnx", threads=1), images[:MEASURED])
-        print(f"{name}: " + ", ".join(f"{preset} {value:.1f}" for preset, value in found[name].items()), flush=True)
-    print("\n| preset | " + " | ".join(found) + " |\n|---" + "|---" * len(found) + "|")
-    for preset in next(iter(found.values())):
-        print(f"| {preset} | " + " | ".join(f"{each[preset]:.1f}" for each in found.values()) + " |")
+        measured[name] = measure(hspace.open(folder, engine="onnx", threads=1), images[:MEASURED])
+        print(f"{name}: " + ", ".join(f"{preset} {value:.1f}" for preset, value in measured[name].items()), flush=True)
+    print("\n| preset | " + " | ".join(measured) + " |\n|---" + "|---" * len(measured) + "|")
+    for preset in next(iter(measured.values())):
+        print(f"| {preset} | " + " | ".join(f"{each[preset]:.1f}" for each in measured.values()) + " |")
     if args.json:
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
+        args.json.write_text(json.dumps(measured, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -25,18 +25,18 @@ TOLERANCE = 1e-3  # ‖a − b‖/‖b‖ of float32 images; sums are taken in a
 def section(work: Path, quick: bool) -> Found:
     """The least PSNR over images, edits and steps, and the largest difference to the CPU."""
     numbers = apart(work / "logs" / "accuracy.log", measure, work, quick)
-    found = Found(numbers)
+    findings = Found(numbers)
     rows = []
     for case, each in numbers["psnr"].items():
         rows.append([f"FP16 to FP32, {case}", f"{min(each):.1f} to {max(each):.1f} dB"])
     for case, error in numbers["relative_error"].items():
         rows.append([f"GPU to CPU, FP32, {case}", f"{error:.1e}"])
-    found.tables.append((["whole edits", f"of {numbers['images']} images"], rows))
+    findings.tables.append((["whole edits", f"of {numbers['images']} images"], rows))
     least = min(min(each) for each in numbers["psnr"].values())
-    found.goals.append(Goal("FP16 to FP32, whole edits, least PSNR", least, DECIBELS, "dB", least=True))
+    findings.goals.append(Goal("FP16 to FP32, whole edits, least PSNR", least, DECIBELS, "dB", least=True))
     worst = max(numbers["relative_error"].values())
-    found.goals.append(Goal("GPU to CPU, FP32, relative error", worst, TOLERANCE, ""))
-    return found
+    findings.goals.append(Goal("GPU to CPU, FP32, relative error", worst, TOLERANCE, ""))
+    return findings
 
 
 def measure(work: Path, quick: bool) -> dict[str, Any]:

@@ -48,8 +48,8 @@ class Loop:
         layers.to_half(self.unet).eval().to(device, memory_format=self._memory)
         self._size, self._clamped = manifest.image.size, manifest.family == "diffae"
         self._z = () if manifest.z_sem is None else (manifest.z_sem.size,)
-        found = (read_attribute(bundle, name) for name in manifest.attributes)
-        self._block = next((self._on_device(a) for a in found if isinstance(a, DeltaBlock)), None)
+        attributes = (read_attribute(bundle, name) for name in manifest.attributes)
+        self._block = next((self._on_device(a) for a in attributes if isinstance(a, DeltaBlock)), None)
         self.parts: dict[str, Callable[[], Any]] = {}
 
     def open(self, n: int) -> None:

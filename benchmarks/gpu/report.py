@@ -83,7 +83,7 @@ def document(machine: Mapping[str, Any], quick: bool, sections: Mapping[str, Fou
     kept: dict[str, Any] = {}
     if isinstance(before, dict) and all(before.get(key) == value for key, value in head.items()):
         kept = dict(before["sections"])
-    return head | {"sections": kept | {name: of_section | found.to_json() for name, found in sections.items()}}
+    return head | {"sections": kept | {name: of_section | part.to_json() for name, part in sections.items()}}
 
 
 def write(path: Path, machine: Mapping[str, Any], quick: bool, sections: Mapping[str, Found]) -> None:
@@ -102,5 +102,5 @@ def spread(ratios: Sequence[float]) -> dict[str, float]:
     return {"median": float(np.median(ratios)), "low": float(min(ratios)), "high": float(max(ratios))}
 
 
-def spread_text(found: Mapping[str, float]) -> str:
-    return f"{found['median']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
+def spread_text(spread: Mapping[str, float]) -> str:
+    return f"{spread['median']:.2f} ({spread['low']:.2f} to {spread['high']:.2f})"

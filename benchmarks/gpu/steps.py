@@ -113,25 +113,25 @@ def open_torch(bundle: Path, form: str, cache: Path) -> Any:
 
 def section(work: Path, quick: bool, rounds: int) -> Found:
     """Every network and batch size."""
-    found = Found()
+    findings = Found()
     for name, network in networks.networks(quick).items():
         try:
             bundle = networks.prepare(work, quick, name)
         except Failed as e:
-            found.errors.append(f"{name}: {e}")
+            findings.errors.append(f"{name}: {e}")
             continue
         errors: list[str] = []
         parties = _open(name, bundle, work, errors)
         try:
             if "hspace" in parties:
                 numbers = compare(parties, BATCHES, rounds, SECONDS / (10 if quick else 1), errors)
-                found.numbers[name] = numbers | {"title": network.title}
-                _describe(found, name, numbers)
+                findings.numbers[name] = numbers | {"title": network.title}
+                _describe(findings, name, numbers)
         finally:
             for worker in parties.values():
                 worker.close()
-        found.errors += [f"{name}: {e}" for e in errors]
-    return found
+        findings.errors += [f"{name}: {e}" for e in errors]
+    return findings
 
 
 def _open(name: str, bundle: Path, work: Path, errors: list[str]) -> dict[str, Worker]:
@@ -155,15 +155,15 @@ def compare(
 
     A party but hspace that fails is left out from there on; where hspace does, that is the end. `errors` says why.
     """
-    found: dict[str, Any] = {"batches": {}}
+    compared: dict[str, Any] = {"batches": {}}
     for n in batches:
         try:
-            found["batches"][str(n)] = summarised(*_take_turns(parties, n, rounds, seconds, errors))
-            found |= parties["hspace"].ask("about")
+            compared["batches"][str(n)] = summarised(*_take_turns(parties, n, rounds, seconds, errors))
+            compared |= parties["hspace"].ask("about")
         except Failed as e:
             errors.append(f"batch {n}: hspace: {e}")
             break
-    return found
+    return compared
 
 
 Times = dict[str, dict[str, list[list[float]]]]  # party → part → round → milliseconds
@@ -246,7 +246,7 @@ def summarised(times: Times, split: Split) -> dict[str, Any]:
     }
 
 
-def _describe(found: Found, name: str, numbers: dict[str, Any]) -> None:
+def _describe(findings: Found, name: str, numbers: dict[str, Any]) -> None:
     """Tables and goals of a network."""
     percentiles = ("p50", "p95", "p99")
     rows, beside = [], []
@@ -256,7 +256,7 @@ def _describe(found: Found, name: str, numbers: dict[str, Any]) -> None:
         for part, s in each["milliseconds"]["hspace"].items():
             rows.append([f"{n}: {part}", *(f"{s[p]:.3f}" for p in percentiles)])
         for step, over in each["overhead"].items():
-            found.goals.append(
+            findings.goals.append(
                 Goal(f"{name}, batch {n}: {step}, overhead over the bare network", over["median"], OVERHEAD, "%")
             )
         for party, parts in each["ratio"].items():
@@ -266,8 +266,8 @@ def _describe(found: Found, name: str, numbers: dict[str, Any]) -> None:
             ]
     if not rows:
         return
-    found.tables.append(([f"{name}, ms; batch: part", *percentiles], rows))
+    findings.tables.append(([f"{name}, ms; batch: part", *percentiles], rows))
     if beside:
-        found.tables.append(([f"{name}, ms; batch: beside hspace", "p50", "÷ hspace's"], beside))
+        findings.tables.append(([f"{name}, ms; batch: beside hspace", "p50", "÷ hspace's"], beside))
     how = "one CUDA graph" if numbers["captured"] else f"launched one by one: {numbers['why_not']}"
-    found.notes.append(f"{name}: steps are {how}")
+    findings.notes.append(f"{name}: steps are {how}")

@@ -19,7 +19,7 @@ REBUILD = "tests/kernels/test_build.py::test_a_rebuild_gives_the_same"  # of one
 
 def section(work: Path) -> Found:
     """Both suites; a goal for each, that nothing fails."""
-    found = Found()
+    findings = Found()
     rows = []
     for name, folder in SUITES.items():
         try:
@@ -27,17 +27,17 @@ def section(work: Path) -> Found:
                 apart(work / "logs" / "tests.log", native)
             counts, failed = run(folder, work)
         except Failed as e:
-            found.errors.append(f"{folder}: {e}")
+            findings.errors.append(f"{folder}: {e}")
             continue
-        found.numbers[name] = counts | {"failures": failed}
+        findings.numbers[name] = counts | {"failures": failed}
         rows.append([folder, *(str(counts[k]) for k in COUNTS)])
         if counts["passed"] + counts["failed"]:
-            found.goals.append(Goal(f"{folder}: failed", counts["failed"], 0, ""))
+            findings.goals.append(Goal(f"{folder}: failed", counts["failed"], 0, ""))
         else:
-            found.errors.append(f"{folder}: every test was skipped")
-        found.errors += [f"{folder}: {test}" for test in failed[:5]]
-    found.tables.append((["tests", *COUNTS], rows))
-    return found
+            findings.errors.append(f"{folder}: every test was skipped")
+        findings.errors += [f"{folder}: {test}" for test in failed[:5]]
+    findings.tables.append((["tests", *COUNTS], rows))
+    return findings
 
 
 def native() -> None:

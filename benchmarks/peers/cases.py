@@ -160,5 +160,5 @@ def _add_attribute(bundle: Bundle) -> None:
         amend.add_attribute(bundle, DIRECTION, tensor_bytes(arrays, {}), "z_direction", "none")
     elif DELTA not in bundle.manifest.attributes:
         table = 0.1 * rng.standard_normal((40, *h_shape(bundle)[:3]), dtype=np.float32)
-        found = {"timesteps": np.array(asyrp_timesteps(40)), "delta_h": table}
-        amend.add_attribute(bundle, DELTA, tensor_bytes(found, {}), "delta_h", "asymmetric", 40)
+        tensors = {"timesteps": np.array(asyrp_timesteps(40)), "delta_h": table}
+        amend.add_attribute(bundle, DELTA, tensor_bytes(tensors, {}), "delta_h", "asymmetric", 40)

@@ -28,15 +28,15 @@ def composed(peer: Found) -> list[float]:
     return [r["rest"] + sum(n * r[kind] for kind, n in counts.items()) for r in peer.get("edit", [])]
 
 
-def best(found: Found, values: Callable[[Found], list[float]]) -> list[float]:
+def best(result: Found, values: Callable[[Found], list[float]]) -> list[float]:
     """Of hspace's engines, the fastest in each round."""
-    rounds = [v for peer in engines(found).values() if (v := values(peer))]
+    rounds = [v for peer in engines(result).values() if (v := values(peer))]
     return [min(r) for r in zip(*rounds, strict=False)]
 
 
-def engines(found: Found) -> dict[str, Found]:
+def engines(result: Found) -> dict[str, Found]:
     """hspace's own peers, those that ran."""
-    peers: dict[str, Found] = found["peers"]
+    peers: dict[str, Found] = result["peers"]
     return {name: p for name, p in peers.items() if name.startswith("hspace ") and "error" not in p}
 
 
@@ -44,16 +44,16 @@ def ratios(theirs: Sequence[float], ours: Sequence[float]) -> list[float]:
     return [a / b for a, b in zip(theirs, ours, strict=False)]
 
 
-def whole(found: Found, peer: str, which: str) -> tuple[list[float], str]:
+def whole(result: Found, peer: str, which: str) -> tuple[list[float], str]:
     """A peer's edit at the official steps over hspace's, at the same steps or at "balanced", and how it was had."""
-    entry = found["peers"][peer]
-    balanced = best(found, lambda p: p.get("balanced", []))  # always really run
-    full = [p["full"] for p in engines(found).values() if "full" in p]
+    entry = result["peers"][peer]
+    balanced = best(result, lambda p: p.get("balanced", []))  # always really run
+    full = [p["full"] for p in engines(result).values() if "full" in p]
     if "full" in entry and which == BALANCED:
         return ratios([entry["full"]] * len(balanced), balanced), "measured"
     if "full" in entry and full:
         return ratios([entry["full"]], [min(full)]), "measured"
-    return ratios(composed(entry), balanced if which == BALANCED else best(found, composed)), "composed"
+    return ratios(composed(entry), balanced if which == BALANCED else best(result, composed)), "composed"
 
 
 def spread(values: Sequence[float], unit: str = "×") -> str:
@@ -69,32 +69,32 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(r).rstrip() for r in aligned)
 
 
-def case_text(found: Found) -> str:
+def case_text(result: Found) -> str:
     """The tables of one case."""
-    ran = {name: peer for name, peer in found["peers"].items() if "error" not in peer}
-    lines = [f"## {found['name']}: {found['what']}", ""]
+    ran = {name: peer for name, peer in result["peers"].items() if "error" not in peer}
+    lines = [f"## {result['name']}: {result['what']}", ""]
     rows = []
     for name, peer in ran.items():
         error = f"{peer['difference']:.1e}" if "difference" in peer else "-"
         rows.append([name, f"{peer['open']:.1f}", f"{peer['first_step']:.1f}", f"{peer['peak'] / GIB:.2f}", error])
     lines += [table(["peer", "open, s", "until first step, s", "peak, GiB", "‖a−b‖/‖b‖ to hspace onnx"], rows), ""]
-    lines += [f"{name}: not run: {peer['error']}" for name, peer in found["peers"].items() if "error" in peer]
+    lines += [f"{name}: not run: {peer['error']}" for name, peer in result["peers"].items() if "error" in peer]
     for key in (PLAIN, ASYMMETRIC, "seconds"):
         rows = []
-        ours = best(found, lambda p, key=key: series(p, key))
+        ours = best(result, lambda p, key=key: series(p, key))
         for name, peer in ran.items():
             if values := series(peer, key):
                 rows.append([name, spread([1e3 * v for v in values], ""), spread(ratios(values, ours))])
-        title = key if key != "seconds" else f"edit, {found['steps'][0]} + {found['steps'][1]}"
+        title = key if key != "seconds" else f"edit, {result['steps'][0]} + {result['steps'][1]}"
         if rows:
             lines += ["", table([f"{title}, ms", "median [min … max]", "over hspace's best, round by round"], rows)]
     rows = []
-    ours = best(found, lambda p: p.get("round_trip", []))
+    ours = best(result, lambda p: p.get("round_trip", []))
     for name, peer in ran.items():
         if values := peer.get("round_trip"):
             rows.append([name, spread([1e3 * v for v in values], ""), spread(ratios(values, ours))])
     if rows:
-        title = f"round trip, {found['steps'][0]} + {found['steps'][1]} evaluations, ms"
+        title = f"round trip, {result['steps'][0]} + {result['steps'][1]} evaluations, ms"
         lines += ["", table([title, "median [min … max]", "over hspace's best"], rows)]
     rows = []
     for name, peer in ran.items():
@@ -103,10 +103,10 @@ def case_text(found: Found) -> str:
             full = f"{peer['full']:.1f}" if "full" in peer else "-"
             cells = [name, counts, spread(composed(peer), ""), full]
             for which in (EQUAL, BALANCED):
-                values, how = whole(found, name, which)
+                values, how = whole(result, name, which)
                 cells.append(f"{spread(values)} {how}" if values else "-")
             rows.append(cells)
-    e, d = found["official"]
+    e, d = result["official"]
     head = [f"edit, {e} + {d}", "evaluations", "composed, s", "measured, s", "over hspace's best", "over its balanced"]
     lines += ["", table(head, rows)]
     for name, peer in ran.items():
@@ -119,7 +119,7 @@ def case_text(found: Found) -> str:
 
 def goals(results: Sequence[Found]) -> list[Found]:
     """What must be shown, the number, and whether it was met."""
-    by_name = {found["name"]: found for found in results}
+    by_name = {result["name"]: result for result in results}
     rows = []
     for what, case, which, least in (
         ("Asyrp edit at balanced, against torch eager at 40 + 40", "ddpm256", BALANCED, 20.0),
@@ -163,13 +163,13 @@ def plot(results: Sequence[Found], path: Path) -> None:
 
     figure, axes = plt.subplots(1, len(results), figsize=(5.6 * len(results), 4.2), squeeze=False)
     colours = {EQUAL: "#4c72b0", BALANCED: "#dd8452"}
-    for axis, found in zip(axes[0], results, strict=True):
-        names = [n for n, p in found["peers"].items() if "error" not in p and composed(p)]
-        shown = [which for which in colours if any(whole(found, n, which)[0] for n in names)]
+    for axis, result in zip(axes[0], results, strict=True):
+        names = [n for n, p in result["peers"].items() if "error" not in p and composed(p)]
+        shown = [which for which in colours if any(whole(result, n, which)[0] for n in names)]
         height = 0.8 / max(1, len(shown))
         for k, which in enumerate(shown):
             for i, name in enumerate(names):
-                values, _ = whole(found, name, which)
+                values, _ = whole(result, name, which)
                 if not values:
                     continue
                 m, y = median(values), i + (k - (len(shown) - 1) / 2) * height
@@ -180,7 +180,7 @@ def plot(results: Sequence[Found], path: Path) -> None:
         axis.axvline(1, color="black", linewidth=0.8)
         axis.set_yticks(range(len(names)), names)
         axis.invert_yaxis()
-        axis.set_title(f"{found['name']}, official {found['official'][0]} + {found['official'][1]}", size=10)
+        axis.set_title(f"{result['name']}, official {result['official'][0]} + {result['official'][1]}", size=10)
         axis.set_xlabel("time of a whole edit, over hspace's fastest engine")
         axis.set_xlim(0, axis.get_xlim()[1] * 1.15)
         axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)

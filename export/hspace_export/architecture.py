@@ -31,12 +31,12 @@ def _shape(state: StateDict, name: str) -> tuple[int, ...]:
 
 def _multipliers(channels: int, widths: Iterable[int]) -> tuple[float, ...]:
     """Each level's width over the base one; refused where it cannot go through a GroupNorm of 32 groups."""
-    found = []
+    multipliers = []
     for width in widths:
         if width % 32:
             raise CheckpointError(f"found a level of {width} channels, expected a multiple of 32")
-        found.append(width / channels)
-    return tuple(found)
+        multipliers.append(width / channels)
+    return tuple(multipliers)
 
 
 def check_heads(widths: Iterable[float], num_heads: int, num_head_channels: int | None) -> None:
@@ -57,8 +57,8 @@ def check_size(image_size: int, levels: int) -> None:
 
 def differences(config: object, expected: Mapping[str, object]) -> list[str]:
     """Where the fields of an architecture, as the weights show it, are not what is expected of them."""
-    found = {name: getattr(config, name) for name in expected}
-    return [f"{k} {found[k]}, expected {v}" for k, v in expected.items() if found[k] != v]
+    actual = {name: getattr(config, name) for name in expected}
+    return [f"{k} {actual[k]}, expected {v}" for k, v in expected.items() if actual[k] != v]
 
 
 def attention_levels(image_size: int, resolutions: Iterable[int], levels: int) -> tuple[int, ...]:

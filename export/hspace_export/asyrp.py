@@ -49,12 +49,12 @@ def load_model(
     checkpoint: Path, *, attributes: Mapping[str, Path], preset: str | None = None, settings: Settings
 ) -> Model:
     """The U-Net of `checkpoint` (a plain state dict, either layout), with DeltaBlocks by name."""
-    found = load(checkpoint)
-    state = tensors(found, checkpoint)
+    content = load(checkpoint)
+    state = tensors(content, checkpoint)
     layout = "ddpm" if "temb.dense.0.weight" in state else "guided" if "input_blocks.0.0.weight" in state else None
     if layout is None:
         raise CheckpointError(
-            f"{checkpoint}: looks like {looks_like(found)}, expected a DDPM or guided-diffusion U-Net"
+            f"{checkpoint}: looks like {looks_like(content)}, expected a DDPM or guided-diffusion U-Net"
         )
     if preset is not None:
         if layout != PRESETS[preset][0]:
@@ -174,11 +174,11 @@ def delta_block(path: Path, *, channels: int, embed: int, layout: str, n_train: 
 
     channels, embed: of the U-Net's h and temb. layout: its code base, "ddpm" or "guided".
     """
-    found = load(path)
-    weights = found.get("0") if isinstance(found, Mapping) else None
+    content = load(path)
+    weights = content.get("0") if isinstance(content, Mapping) else None
     if not isinstance(weights, Mapping):
         raise CheckpointError(
-            f"{path}: looks like {looks_like(found)}, expected an Asyrp attribute (weights under '0')"
+            f"{path}: looks like {looks_like(content)}, expected an Asyrp attribute (weights under '0')"
         )
     state = tensors(weights, path)
     kind = ImprovedDelta if "in_layers.2.weight" in state else DdpmDelta
@@ -207,6 +207,6 @@ def delta_block_file(path: Path, bundle: Bundle, n_train: int | None) -> tuple[b
     """
     channels, _, _, embed = h_shape(bundle)
     guided = bundle.manifest.provenance.config.get("layout", "guided") == "guided"  # DiffAE's U-Net is that too
-    found = delta_block(path, channels=channels, embed=embed, layout="guided" if guided else "ddpm", n_train=n_train)
-    assert found.n_train is not None
-    return tensor_bytes(found.arrays, found.metadata), found.n_train, source(path)
+    block = delta_block(path, channels=channels, embed=embed, layout="guided" if guided else "ddpm", n_train=n_train)
+    assert block.n_train is not None
+    return tensor_bytes(block.arrays, block.metadata), block.n_train, source(path)

@@ -68,23 +68,25 @@ class Lpips:
         except Exception:  # ONNX Runtime's errors are of many types, and their text is not for our users
             raise EngineError(f"{path}: expected an ONNX graph that ONNX Runtime can load") from None
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        found = {i.name: (i.type, i.shape[1:]) for i in inputs}, [o.name for o in outputs]
+        signature = {i.name: (i.type, i.shape[1:]) for i in inputs}, [o.name for o in outputs]
         image = "tensor(float)", [3, size, size]
-        if found != ({"a": image, "b": image}, ["distance"]):
+        if signature != ({"a": image, "b": image}, ["distance"]):
             shown = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
             raise EngineError(
-                f"{path}: found inputs {shown} and outputs {', '.join(found[1])}, expected a and b, "
+                f"{path}: found inputs {shown} and outputs {', '.join(signature[1])}, expected a and b, "
                 f"tensor(float) [N, 3, {size}, {size}], and distance"
             )
 
     def __call__(self, a: Float32, b: Float32) -> NDArray[np.float64]:
         try:
-            found: NDArray[np.float64] = self._session.run(None, {"a": a, "b": b})[0].astype(np.float64).reshape(len(a))
+            distances: NDArray[np.float64] = (
+                self._session.run(None, {"a": a, "b": b})[0].astype(np.float64).reshape(len(a))
+            )
         except Exception:  # as above
             raise EngineError(f"{self._path}: cannot be evaluated for {len(a)} pairs of images") from None
-        if not np.isfinite(found).all():
+        if not np.isfinite(distances).all():
             raise EngineError(f"{self._path}: gave distances that are not finite")
-        return found
+        return distances
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def measure(
         int(row["t"]): int(np.abs(alphas_cumprod - float(row["alpha"]) ** 2).argmin()) for row in rows if row["sigma"]
     }
     timesteps = np.array(sorted(levels.values()), dtype=np.int64)
-    found = np.zeros((2, len(timesteps), len(files)))
+    distances = np.zeros((2, len(timesteps), len(files)))
     for first in range(0, len(files), editor.batch_size):
         x_0 = load_images(list(files[first : first + editor.batch_size]), editor.size, resize=resize)
 
@@ -141,12 +143,12 @@ def measure(
             here = np.flatnonzero([int(t) in levels for t in step.t])
             if here.size:
                 k, image = np.searchsorted(timesteps, [levels[int(t)] for t in step.t[here]]), step.image[here]
-                found[0, k, first + image] = distance(step.x_0[here], x_0[image])
-                found[1, k, first + image] = distance(step.x[here], x_0[image])
+                distances[0, k, first + image] = distance(step.x_0[here], x_0[image])
+                distances[1, k, first + image] = distance(step.x[here], x_0[image])
             return None if on_step is None else on_step(step)
 
         editor.encode(x_0, preset=preset, steps=steps, on_step=measured)
-    mean, std = found.mean(axis=2), found.std(axis=2)
+    mean, std = distances.mean(axis=2), distances.std(axis=2)
     return Curves(distance.name, len(files), timesteps, (mean[0], std[0]), (mean[1], std[1]))
 
 

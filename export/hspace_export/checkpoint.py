@@ -69,8 +69,8 @@ def _load(path: Path, device: str, archive: bool) -> Any:
 def _misfit(path: Path, archive: bool) -> str | None:
     """Which tensor has fewer values in the file than its shape, if that is why the file cannot be read."""
     with contextlib.suppress(Exception):
-        found, size = _load(path, "meta", archive), path.stat().st_size  # shapes alone
-        for state in (found, *(v for v in found.values() if isinstance(v, Mapping))):
+        shapes, size = _load(path, "meta", archive), path.stat().st_size  # shapes alone
+        for state in (shapes, *(v for v in shapes.values() if isinstance(v, Mapping))):
             for name, value in state.items():
                 if isinstance(value, Tensor) and (fault := _size_fault(value, size)):
                     return f"{shown(name)[1:-1]}: {fault}"
@@ -106,12 +106,12 @@ def unknown(where: str, keys: Iterable[str]) -> list[str]:
     return [f"{where}: {told[:500]}: not known, so not followed"] if told else []
 
 
-def tensors(found: Any, path: Path, prefix: str = "") -> StateDict:
+def tensors(content: Any, path: Path, prefix: str = "") -> StateDict:
     """The tensors under `prefix` of a checkpoint's state dict, or of a plain one, as float32, the prefix taken off.
 
     Raises CheckpointError, with their names, for those that are no plain tensors with all of their values in the file.
     """
-    state = found.get("state_dict", found) if isinstance(found, Mapping) else found
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else content
     if not isinstance(state, Mapping):
         raise CheckpointError(f"{path}: found {type(state).__name__}, expected a state dict")
     got = {str(k): v for k, v in state.items() if isinstance(v, Tensor)}
@@ -152,9 +152,9 @@ def _size_fault(tensor: Tensor, file_bytes: int) -> str | None:
     return f"found {shape}, which takes {needed} bytes, in a file of {file_bytes}" if needed > file_bytes else None
 
 
-def looks_like(found: Any) -> str:
+def looks_like(content: Any) -> str:
     """What a checkpoint seems to be, for the message that says it is not what was asked for."""
-    state = found.get("state_dict", found) if isinstance(found, Mapping) else {}
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else {}
     keys = {str(k).removeprefix("module.") for k in state} if isinstance(state, Mapping) else set()
     for mark, name in (
         ("ema_model.encoder.input_blocks.0.0.weight", "a Diffusion Autoencoder (hspace export diffae)"),
@@ -169,21 +169,21 @@ def looks_like(found: Any) -> str:
     return "nothing that hspace knows"
 
 
-def check_tensors(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor], what: str) -> None:
+def check_tensors(path: Path, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], what: str) -> None:
     """Raises one CheckpointError with every missing, unexpected, wrongly shaped and infinite tensor."""
-    missing = [k for k in expected if k not in found]
-    unexpected = [k for k in found if k not in expected]
+    missing = [k for k in expected if k not in tensors]
+    unexpected = [k for k in tensors if k not in expected]
     shapes = [
-        f"{k}: found {list(found[k].shape)}, expected {list(expected[k].shape)}"
+        f"{k}: found {list(tensors[k].shape)}, expected {list(expected[k].shape)}"
         for k in expected
-        if k in found and found[k].shape != expected[k].shape
+        if k in tensors and tensors[k].shape != expected[k].shape
     ]
     faults = []
     for title, names in (
         ("missing", missing),
         ("unexpected", [shown(k)[1:-1] for k in unexpected]),
         ("of another shape", shapes),
-        ("not finite", [k for k in expected if k in found and not torch.isfinite(found[k]).all()]),
+        ("not finite", [k for k in expected if k in tensors and not torch.isfinite(tensors[k]).all()]),
     ):
         if names:
             faults.append(f"{len(names)} {title}: " + ", ".join(names))
@@ -209,7 +209,7 @@ def read_json(path: Path, what: str) -> Any:
     """A JSON file that the user wrote."""
     text = read_text(path, f"{what} in JSON")
     with contextlib.suppress(ValueError, RecursionError):
-        found = json.loads(text)
-        json.dumps(found, ensure_ascii=False).encode()  # JSON can say half of a surrogate pair, which is no text
-        return found
+        content = json.loads(text)
+        json.dumps(content, ensure_ascii=False).encode()  # JSON can say half of a surrogate pair, which is no text
+        return content
     raise CheckpointError(f"{path}: expected {what} in JSON, in Unicode")

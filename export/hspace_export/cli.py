@@ -238,9 +238,9 @@ def _run(load: Callable[[], Model], options: dict[str, Any]) -> None:
     why = record(Bundle(report.path))
     seconds = time.perf_counter() - start
     worst = max(report.errors, key=report.errors.__getitem__)
-    found = {"bundle": str(report.path), "bytes": report.bytes, "seconds": round(seconds, 1), "errors": report.errors}
-    found |= {"warnings": warnings, "auto": why}
+    told = {"bundle": str(report.path), "bytes": report.bytes, "seconds": round(seconds, 1), "errors": report.errors}
+    told |= {"warnings": warnings, "auto": why}
     text = f"wrote {report.path}, {report.bytes / 2**20:.1f} MiB, in {seconds:.0f} s; "
     rounded = " with the same rounded weights" if "fp16" in (options["weights"], options["precision"]) else ""
     text += f"largest relative difference to PyTorch{rounded} {report.errors[worst]:.1e} ({worst})\nauto: {why}"
-    common.emit(as_json, found, text)
+    common.emit(as_json, told, text)

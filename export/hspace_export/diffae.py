@@ -51,18 +51,18 @@ def load_model(
     settings: Settings,
 ) -> Model:
     """The averaged networks of `checkpoint`; the latent DDIM's from `latent`, or from the same file."""
-    found = load(checkpoint)
-    ema = tensors(found, checkpoint, _EMA)
+    content = load(checkpoint)
+    ema = tensors(content, checkpoint, _EMA)
     if "encoder.input_blocks.0.0.weight" not in ema:
         raise CheckpointError(
-            f"{checkpoint}: looks like {looks_like(found)}, expected a Diffusion Autoencoder ({_EMA}*)"
+            f"{checkpoint}: looks like {looks_like(content)}, expected a Diffusion Autoencoder ({_EMA}*)"
         )
     latent_path = checkpoint if latent is None else latent
-    latent_found, latent_ema = (found, ema) if latent is None else (load(latent), {})
+    latent_found, latent_ema = (content, ema) if latent is None else (load(latent), {})
     if latent is not None:
         latent_ema = tensors(latent_found, latent, _EMA)
     sampling = latent is not None or any(k.startswith("latent_net.") for k in ema)
-    own, warnings = hyper_parameters.read(found, checkpoint, "image", settings)
+    own, warnings = hyper_parameters.read(content, checkpoint, "image", settings)
     own = _check_preset(own, preset, checkpoint)
     if sampling:
         more, unknown = hyper_parameters.read(latent_found, latent_path, "latent", settings)
@@ -76,7 +76,7 @@ def load_model(
     sources = {role: source(path) for role, path in roles.items() if path is not None}
 
     unet, encoder = _networks(checkpoint, ema, settings, preset)
-    hyper_parameters.check_shown(found, checkpoint, (unet.config, encoder.config), size)
+    hyper_parameters.check_shown(content, checkpoint, (unet.config, encoder.config), size)
     parts, config, z_channels = _parts(unet, encoder, size)
     statistics = _statistics(latent_path, latent_found, z_channels, required=sampling)
     if sampling:
@@ -211,10 +211,10 @@ def _latent_net(path: Path, ema: StateDict, settings: Settings, z_channels: int)
 
 
 def _statistics(
-    path: Path, found: Any, z_channels: int, required: bool = False
+    path: Path, content: Any, z_channels: int, required: bool = False
 ) -> dict[str, NDArray[np.float32]] | None:
     """Mean and std of z_sem over the training set, where the file has them."""
-    state = tensors(found, path, "conds_")
+    state = tensors(content, path, "conds_")
     if not {"mean", "std"} <= state.keys():
         if required:
             raise CheckpointError(f"{path}: conds_mean and conds_std: missing, and the latent DDIM needs them")
@@ -231,33 +231,33 @@ def _attributes(
     """The averaged linear classifier's rows, each a z_direction, and warnings; neither where there is no file."""
     if path is None:
         return {}, []
-    found = load(path)
-    state = tensors(found, path, "ema_classifier.")
+    content = load(path)
+    state = tensors(content, path, "ema_classifier.")
     weight, bias = state.get("weight"), state.get("bias")
     if weight is None or bias is None:
         raise CheckpointError(
-            f"{path}: looks like {looks_like(found)}, expected a DiffAE classifier (ema_classifier.*)"
+            f"{path}: looks like {looks_like(content)}, expected a DiffAE classifier (ema_classifier.*)"
         )
-    _, warnings = hyper_parameters.read(found, path, "classifier", Settings())
+    _, warnings = hyper_parameters.read(content, path, "classifier", Settings())
     if weight.ndim != 2 or weight.shape[1] != z_channels or bias.shape != weight.shape[:1]:
         shapes = f"{list(weight.shape)} and {list(bias.shape)}"
         raise CheckpointError(f"{path}: ema_classifier: found {shapes}, expected [K, {z_channels}] and [K]")
-    statistics = _statistics(path, found, z_channels) or statistics
+    statistics = _statistics(path, content, z_channels) or statistics
     if statistics is None:
         raise CheckpointError(f"{path}: conds_mean and conds_std: missing, and no other checkpoint has them")
-    names = _names(found, path, class_names, len(weight))
+    names = _names(content, path, class_names, len(weight))
     arrays = [
         {"weight": w.numpy(), "bias": b.reshape(1).numpy(), **statistics} for w, b in zip(weight, bias, strict=True)
     ]
     return {name: AttributeData("z_direction", "none", a) for name, a in zip(names, arrays, strict=True)}, warnings
 
 
-def _names(found: Any, path: Path, class_names: Path | None, count: int) -> list[str]:
+def _names(content: Any, path: Path, class_names: Path | None, count: int) -> list[str]:
     if class_names is not None:
         text = read_text(class_names, "a text file, a class name per line")
         names = [line.strip() for line in text.splitlines() if line.strip()]
-    elif isinstance(found.get("classes"), list):
-        names = found["classes"]
+    elif isinstance(content.get("classes"), list):
+        names = content["classes"]
     else:
         names = list(CELEBA_NAMES) if count == len(CELEBA_NAMES) else [f"class_{i}" for i in range(count)]
     distinct = len({n for n in names if isinstance(n, str)})

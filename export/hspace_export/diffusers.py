@@ -195,30 +195,30 @@ def _check_pipeline(path: Path) -> None:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    found = read_json(path, "an object")
-    if not isinstance(found, dict):
+    content = read_json(path, "an object")
+    if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected an object in JSON")
-    return found
+    return content
 
 
-def _unknown(path: Path, found: dict[str, Any], kind: type[Any], without_effect: set[str]) -> list[str]:
+def _unknown(path: Path, settings: dict[str, Any], kind: type[Any], without_effect: set[str]) -> list[str]:
     """A warning of unknown keys; those with _ before them are the library's own notes."""
     known = without_effect.union(kind.__struct_fields__)
-    return unknown(str(path), (k for k in found if not k.startswith("_") and k not in known))
+    return unknown(str(path), (k for k in settings if not k.startswith("_") and k not in known))
 
 
-def _read(path: Path, found: dict[str, Any], kind: type[Any]) -> Any:
+def _read(path: Path, settings: dict[str, Any], kind: type[Any]) -> Any:
     """`found` as a struct, or an error that names the first key at fault, what it holds and what it may hold."""
     for field in msgspec.structs.fields(kind):
-        if field.name in found:
+        if field.name in settings:
             try:
-                msgspec.convert(found[field.name], field.type)
+                msgspec.convert(settings[field.name], field.type)
             except msgspec.ValidationError as e:
-                value, text = _shown(found[field.name]), str(e)
+                value, text = _shown(settings[field.name]), str(e)
                 choices = " or ".join(map(json.dumps, _choices(field.type)))
                 wanted = f"expected {choices}" if choices else text[0].lower() + text[1:]
                 raise CheckpointError(f"{path}: {field.name}: found {value}, {wanted}") from None
-    return msgspec.convert(found, kind)
+    return msgspec.convert(settings, kind)
 
 
 def _shown(value: Any) -> str:
@@ -237,13 +237,13 @@ def _choices(kind: Any) -> list[Any]:
 
 def _unet_config(path: Path) -> tuple[_UNetConfig, list[str]]:
     """config.json, and warnings."""
-    found = _object(path)
-    if found.get("_class_name") != _UNET:
-        raise CheckpointError(f"{path}: _class_name: found {_shown(found.get('_class_name'))}, expected {_UNET}")
+    settings = _object(path)
+    if settings.get("_class_name") != _UNET:
+        raise CheckpointError(f"{path}: _class_name: found {_shown(settings.get('_class_name'))}, expected {_UNET}")
     for key in ("class_embed_type", "num_class_embeds"):
-        if found.get(key) is not None:
-            raise CheckpointError(f"{path}: {key}: found {_shown(found[key])}, expected an unconditional network")
-    config: _UNetConfig = _read(path, found, _UNetConfig)
+        if settings.get(key) is not None:
+            raise CheckpointError(f"{path}: {key}: found {_shown(settings[key])}, expected an unconditional network")
+    config: _UNetConfig = _read(path, settings, _UNetConfig)
     for key, names, known in (
         ("down_block_types", config.down_block_types, _DOWN),
         ("up_block_types", config.up_block_types, _UP),
@@ -269,7 +269,7 @@ def _unet_config(path: Path) -> tuple[_UNetConfig, list[str]]:
         )
     if widths[0] // 2 - config.freq_shift < 1:
         raise CheckpointError(f"{path}: freq_shift: found {config.freq_shift}, expected less than {widths[0] // 2}")
-    return config, _unknown(path, found, _UNetConfig, _UNET_WITHOUT_EFFECT)
+    return config, _unknown(path, settings, _UNetConfig, _UNET_WITHOUT_EFFECT)
 
 
 def _attending(config: _UNetConfig) -> list[int]:
@@ -302,13 +302,13 @@ def _image_size(path: Path, config: _UNetConfig, settings: Settings) -> int:
 
 def _scheduler_config(path: Path) -> tuple[_SchedulerConfig, list[str]]:
     """What scheduler_config.json says, and warnings."""
-    found = _object(path)
-    name = found.get("_class_name")
+    settings = _object(path)
+    name = settings.get("_class_name")
     if name not in list(_CLASSES):  # a name may be anything that JSON has
         raise CheckpointError(f"{path}: _class_name: found {_shown(name)}, expected one of {', '.join(_CLASSES)}")
     if name == "PNDMScheduler":
-        found.pop("set_alpha_to_one", None)  # of its own last step
-    config: _SchedulerConfig = _read(path, _CLASSES[name] | found, _SchedulerConfig)
+        settings.pop("set_alpha_to_one", None)  # of its own last step
+    config: _SchedulerConfig = _read(path, _CLASSES[name] | settings, _SchedulerConfig)
     if config.clip_sample and config.clip_sample_range != 1:
         raise CheckpointError(f"{path}: clip_sample_range: found {config.clip_sample_range}, expected 1")
     if config.trained_betas is not None and len(config.trained_betas) != config.num_train_timesteps:
@@ -316,30 +316,30 @@ def _scheduler_config(path: Path) -> tuple[_SchedulerConfig, list[str]]:
             f"{path}: trained_betas: found {len(config.trained_betas)}, expected {config.num_train_timesteps}, "
             "num_train_timesteps"
         )
-    return config, _unknown(path, found, _SchedulerConfig, set(_OWN_STEPS.split()))
+    return config, _unknown(path, settings, _SchedulerConfig, set(_OWN_STEPS.split()))
 
 
 def _schedule(path: Path, config: _SchedulerConfig) -> contract.AnySchedule:
     """The noise schedule; the library computes β in float32, here they are float64."""
     total, start, end = config.num_train_timesteps, config.beta_start, config.beta_end
-    found: contract.AnySchedule
+    schedule: contract.AnySchedule
     with np.errstate(all="ignore"):  # what overflows, build refuses
         if config.trained_betas is not None:
-            found = contract.ArraySchedule(betas=config.trained_betas)
+            schedule = contract.ArraySchedule(betas=config.trained_betas)
         elif config.beta_schedule == "linear":
-            found = contract.LinearSchedule(timesteps=total, beta_start=start, beta_end=end)
+            schedule = contract.LinearSchedule(timesteps=total, beta_start=start, beta_end=end)
         elif config.beta_schedule == "squaredcos_cap_v2":
-            found = contract.CosineSchedule(timesteps=total)
+            schedule = contract.CosineSchedule(timesteps=total)
         elif config.beta_schedule == "scaled_linear":
-            found = contract.ArraySchedule(betas=(np.linspace(start**0.5, end**0.5, total) ** 2).tolist())
+            schedule = contract.ArraySchedule(betas=(np.linspace(start**0.5, end**0.5, total) ** 2).tolist())
         else:
             share = 1 / (1 + np.exp(-np.linspace(-6, 6, total)))
-            found = contract.ArraySchedule(betas=(share * (end - start) + start).tolist())
+            schedule = contract.ArraySchedule(betas=(share * (end - start) + start).tolist())
         try:
-            found.build()
+            schedule.build()
         except ArgumentError as e:
             raise CheckpointError(f"{path}: β: {e}") from None
-    return found
+    return schedule
 
 
 def _presets(config: _SchedulerConfig, schedule: contract.AnySchedule) -> dict[str, contract.Preset]:
@@ -389,12 +389,12 @@ def _network(path: Path, config: _UNetConfig) -> nn.Module:
 def _state(path: Path) -> StateDict:
     if path.suffix == ".safetensors":
         try:
-            found: Any = load_file(path)
+            content: Any = load_file(path)
         except (SafetensorError, OSError):
             raise CheckpointError(f"{path}: expected a safetensors file") from None
     else:
-        found = load(path)
-    state = {_OLD_NAME.sub(lambda m: f"{m[1]}.{_RENAMED[m[2]]}", k): v for k, v in tensors(found, path).items()}
+        content = load(path)
+    state = {_OLD_NAME.sub(lambda m: f"{m[1]}.{_RENAMED[m[2]]}", k): v for k, v in tensors(content, path).items()}
     if "conv_in.weight" not in state or not any(k.startswith("down_blocks.") for k in state):
-        raise CheckpointError(f"{path}: looks like {looks_like(found)}, expected the weights of a {_UNET}")
+        raise CheckpointError(f"{path}: looks like {looks_like(content)}, expected the weights of a {_UNET}")
     return state

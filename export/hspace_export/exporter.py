@@ -75,8 +75,8 @@ def settings_of(values: Mapping[str, Any], where: str) -> Settings:
                 msgspec.json.encode(msgspec.convert(said[field_.name], field_.type))  # a text may be none in Unicode
             except (msgspec.ValidationError, UnicodeEncodeError, OverflowError) as e:
                 wanted = str(e) if isinstance(e, msgspec.ValidationError) else "Expected plain text or a number"
-                found = shown(said[field_.name])
-                raise ArgumentError(f"{where}: {field_.name}: found {found}, e{wanted[1:]}") from None
+                value = shown(said[field_.name])
+                raise ArgumentError(f"{where}: {field_.name}: found {value}, e{wanted[1:]}") from None
     try:
         return msgspec.convert(said, Settings)
     except msgspec.ValidationError as e:
@@ -85,10 +85,10 @@ def settings_of(values: Mapping[str, Any], where: str) -> Settings:
 
 def read_config(path: Path) -> Settings:
     """Settings from a JSON file; unknown keys are refused."""
-    found = read_json(path, "settings")
-    if not isinstance(found, dict):
+    content = read_json(path, "settings")
+    if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected an object of settings")
-    return settings_of(found, str(path))
+    return settings_of(content, str(path))
 
 
 def schedule(text: str, timesteps: int = _STEPS, *, scaled: bool = True) -> contract.AnySchedule:
@@ -98,18 +98,18 @@ def schedule(text: str, timesteps: int = _STEPS, *, scaled: bool = True) -> cont
     stays about the same. Guided diffusion and DiffAE do that (`get_named_beta_schedule`), DDPM's code does not.
     """
     scale = _STEPS / timesteps if scaled else 1.0
-    found: contract.AnySchedule | None = None
+    made: contract.AnySchedule | None = None
     if text == "linear":
-        found = contract.LinearSchedule(timesteps=timesteps, beta_start=scale * 1e-4, beta_end=scale * 0.02)
+        made = contract.LinearSchedule(timesteps=timesteps, beta_start=scale * 1e-4, beta_end=scale * 0.02)
     elif text == "cosine":
-        found = contract.CosineSchedule(timesteps=timesteps)
+        made = contract.CosineSchedule(timesteps=timesteps)
     elif text.startswith("const"):
         with contextlib.suppress(ValueError):
-            found = contract.ConstSchedule(timesteps=timesteps, beta=scale * float(text.removeprefix("const")))
+            made = contract.ConstSchedule(timesteps=timesteps, beta=scale * float(text.removeprefix("const")))
     try:
-        if found is not None:
-            found.build()
-            return found
+        if made is not None:
+            made.build()
+            return made
     except ArgumentError as e:
         if timesteps != _STEPS:
             raise ArgumentError(f"schedule: {text} over {timesteps} timesteps: {e}") from None

@@ -314,11 +314,11 @@ class _Recorded:
         self.totals: dict[int, tuple[NDArray[np.float64], int]] = {}
 
     def delta_h(self, h: Float32, temb: Float32, t: NDArray[np.int32]) -> Float32:
-        found = self._block.delta_h(h, temb, t)
-        for timestep, delta in zip(t.tolist(), found, strict=True):
+        deltas = self._block.delta_h(h, temb, t)
+        for timestep, delta in zip(t.tolist(), deltas, strict=True):
             total, count = self.totals.get(timestep, (np.zeros(delta.shape), 0))
             self.totals[timestep] = total + delta, count + 1
-        return found
+        return deltas
 
 
 def average_block(
@@ -361,15 +361,15 @@ def principal_components(table: Float32, timesteps: NDArray[np.int64], count: in
     """
     check_whole("count", count, 1, len(table) - 1)  # n images differ in n - 1 directions
     pca = PCA(count, svd_solver="randomized", random_state=seed).fit(table.reshape(len(table), -1))
-    found = []
+    components = []
     for component, variance, ratio in zip(
         pca.components_, pca.explained_variance_, pca.explained_variance_ratio_, strict=True
     ):
         delta = (component * np.sqrt(variance)).reshape(table.shape[1:]).astype(np.float32)
         report = {"fitted_to": f"{len(table)} images", "explained_variance": round(float(ratio), 4)}
         arrays: dict[str, NDArray[Any]] = {"timesteps": timesteps, "delta_h": delta}
-        found.append(Fitted("delta_h", "symmetric", arrays, report))
-    return found
+        components.append(Fitted("delta_h", "symmetric", arrays, report))
+    return components
 
 
 def record_h(editor: Editor, phase: Literal["encode", "decode"], count: int, run: dict[str, Any]) -> HRecorder:

@@ -124,24 +124,24 @@ def fit(
             )
     files = sorted({f for pair in examples.values() for side in pair for f in side})
     check_files(files, editor.size, resize=resize)
-    found, start = {}, time.perf_counter()
+    fitted, start = {}, time.perf_counter()
     if kind == "z_direction":
         codes = dict(zip(files, _encode_z(editor, files, resize), strict=True))
         for name, (with_it, without) in examples.items():
             z_sem = np.stack([codes[f] for f in (*with_it, *without)])
             y = np.arange(len(z_sem)) < len(with_it)
             statistics = editor.z_statistics
-            found[name] = fitting.fit_direction(z_sem, y, statistics, few_shot=few_shot, held_out=held_out, seed=seed)
+            fitted[name] = fitting.fit_direction(z_sem, y, statistics, few_shot=few_shot, held_out=held_out, seed=seed)
     else:
         for name, (with_it, without) in examples.items():
             run = {k: options[k] for k in ("preset", "steps")}
             used = fitting.pairs(with_it, without) or (with_it, without)
             with _bar(name, sum(map(len, used))) as on_step:
                 inversions = fitting.Inversions(editor, **run, resize=resize, on_step=on_step)
-                found[name] = fitting.fit_delta_h(
+                fitted[name] = fitting.fit_delta_h(
                     inversions, with_it, without, branch=branch or "symmetric", held_out=held_out, seed=seed
                 )
-    _add(editor, found, force, as_json, time.perf_counter() - start, absent, allow_chance)
+    _add(editor, fitted, force, as_json, time.perf_counter() - start, absent, allow_chance)
 
 
 def _examples(
@@ -198,8 +198,8 @@ def average(
     check_files(files, editor.size, resize=resize)
     run = {"preset": options["preset"], "steps": options["steps"], "t_edit": t_edit}
     with _bar(name, len(files)) as on_step:
-        found = fitting.average_block(editor, block, files, resize=resize, on_step=on_step, **run)
-    _add(editor, {name: found}, force, as_json, time.perf_counter() - start)
+        averaged = fitting.average_block(editor, block, files, resize=resize, on_step=on_step, **run)
+    _add(editor, {name: averaged}, force, as_json, time.perf_counter() - start)
 
 
 @click.command(cls=common.BundleCommand)
@@ -339,10 +339,10 @@ def calibrate(
         "t_boost": curves.first(curves.to_x, thresholds["t_boost"]),
     }
     record = Recorder(editor, "calibrate", run)
-    found = {**curves.json(), "thresholds": thresholds, "similarity": similarity, **chosen}
-    found["made_by"] = json.loads(record(sources_of(files), None))
+    measured = {**curves.json(), "thresholds": thresholds, "similarity": similarity, **chosen}
+    measured["made_by"] = json.loads(record(sources_of(files), None))
     with outputs.folder_of(paths[0]):
-        write_atomically(paths[0], json.dumps(found, indent=1).encode() + b"\n")
+        write_atomically(paths[0], json.dumps(measured, indent=1).encode() + b"\n")
         indicators.plot(paths[1], curves, [(what, thresholds[what], t) for what, t in chosen.items()])
     largest = {"t_edit": curves.to_p[0].max(), "t_boost": curves.to_x[0].max()}
     says = [
@@ -360,7 +360,7 @@ def calibrate(
             preset = msgspec.structs.replace(preset, encode_steps=options["steps"], decode_steps=options["steps"])
         set_preset(editor.bundle, saved, msgspec.structs.replace(preset, **chosen), replace=force)
         text += f"\nsaved the preset {saved}, of {preset.encode_steps} + {preset.decode_steps} steps"
-    told = {"outputs": [str(p) for p in paths], "preset": saved, **found, **engine_told(record.engine)}
+    told = {"outputs": [str(p) for p in paths], "preset": saved, **measured, **engine_told(record.engine)}
     common.emit(as_json, told, text)
     if saved != name:
         raise ArgumentError(f"--save: no preset was saved: {'; '.join(s for s in says if 'not found' in s)}")
@@ -368,7 +368,7 @@ def calibrate(
 
 def _add(
     editor: Editor,
-    found: dict[str, fitting.Fitted],
+    fitted: dict[str, fitting.Fitted],
     force: bool,
     as_json: bool,
     seconds: float,
@@ -376,24 +376,26 @@ def _add(
     allow_chance: bool = False,
 ) -> None:
     """Adds what was made to the bundle, and says what it is worth. absent: how many rows of labels have no image."""
-    doubts = {name: made.doubt for name, made in found.items() if made.doubt is not None}
-    refused = {} if allow_chance else {name: d for name, d in doubts.items() if found[name].report["auc"] <= 0.5}
-    for name, made in found.items():
+    doubts = {name: made.doubt for name, made in fitted.items() if made.doubt is not None}
+    refused = {} if allow_chance else {name: d for name, d in doubts.items() if fitted[name].report["auc"] <= 0.5}
+    for name, made in fitted.items():
         if name not in refused:
             add_attribute(editor.bundle, name, made.data(), made.kind, made.branch, made.n_train, replace=force)
-    columns = list(dict.fromkeys(key for made in found.values() for key in made.report))
-    rows = [[name, made.kind, *(str(made.report.get(c, "-")) for c in columns)] for name, made in found.items()]
+    columns = list(dict.fromkeys(key for made in fitted.values() for key in made.report))
+    rows = [[name, made.kind, *(str(made.report.get(c, "-")) for c in columns)] for name, made in fitted.items()]
     text = common.table(["attribute", "kind", *(c.replace("_", " ") for c in columns)], rows, left=3)
     more: dict[str, Any] = {"rows_without_image": absent} if absent else {}
     if absent:
         text += f"\nleft out {absent} rows of the labels, whose files are not in the folder of images"
-    if len(refused) < len(found):
+    if len(refused) < len(fitted):
         text += f"\nadded {'the others ' if refused else ''}to {editor.bundle.folder} in {seconds:.1f} s "
         text += f"({common.engine_text(editor.engine)})"
     for name in (n for n in doubts if n not in refused):
         click.echo(f"hspace: warning: {printable(name)}: {doubts[name]}", err=True)
     more |= engine_told(editor.engine)
-    said: dict[str, dict[str, Any]] = {name: {"kind": made.kind, **made.report, **more} for name, made in found.items()}
+    said: dict[str, dict[str, Any]] = {
+        name: {"kind": made.kind, **made.report, **more} for name, made in fitted.items()
+    }
     for name, doubt in doubts.items():
         said[name] |= {"warning": doubt, "added": name not in refused}
     common.emit(as_json, said, text)

@@ -200,13 +200,13 @@ _LATENT_CONF = {
 }
 
 
-def read(found: Any, path: Path, part: Part, given: Settings) -> tuple[Settings, list[str]]:
+def read(content: Any, path: Path, part: Part, given: Settings) -> tuple[Settings, list[str]]:
     """What a file's hyper_parameters say of a part, and warnings of keys that nobody here knows.
 
     given: the user's own settings, which stand above these. Raises CheckpointError with every key that has another
     value than hspace computes with, ArgumentError for one of another type.
     """
-    values, inner = _flat(found)
+    values, inner = _flat(content)
     followed = {key: field for key, field in FOLLOWED[part].items() if getattr(given, field) is None}
     faults = []
     for key in (*followed, *EXPECTED[part]):
@@ -228,9 +228,11 @@ def read(found: Any, path: Path, part: Part, given: Settings) -> tuple[Settings,
     return settings, unknown(f"{path}: hyper_parameters", strange)
 
 
-def check_shown(found: Any, path: Path, configs: tuple[GuidedConfig, EncoderConfig] | LatentConfig, size: int) -> None:
+def check_shown(
+    settings: Any, path: Path, configs: tuple[GuidedConfig, EncoderConfig] | LatentConfig, size: int
+) -> None:
     """Raises CheckpointError where hyper_parameters tell of another network than the weights show."""
-    values, inner = _flat(found)
+    values, inner = _flat(settings)
     said = {k: v for k, v in (inner | values).items() if v is not None}
     faults = [
         f"{key}: found {shown(said[key])}, the weights show {shows}"
@@ -269,9 +271,9 @@ def _shown_by(
     yield from ((key, said[key], shows) for key, shows in pairs.items() if key in said)
 
 
-def _flat(found: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def _flat(content: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """hyper_parameters by TrainConfig's names: its own keys, and those of model_conf."""
-    hyper = _mapping(found, "hyper_parameters")
+    hyper = _mapping(content, "hyper_parameters")
     conf = _mapping(hyper, "model_conf")
     latent = _mapping(conf, "latent_net_conf")
     inner = {_renamed(str(k)): v for k, v in conf.items() if k != "latent_net_conf"}
@@ -283,17 +285,17 @@ def _renamed(key: str) -> str:
     return _MODEL_CONF.get(key, f"net_beatgans_{key}" if key.startswith("resnet_") else key)
 
 
-def _mapping(found: Any, key: str) -> Mapping[str, Any]:
-    value = found.get(key) if isinstance(found, Mapping) else None
+def _mapping(content: Any, key: str) -> Mapping[str, Any]:
+    value = content.get(key) if isinstance(content, Mapping) else None
     return value if isinstance(value, Mapping) else {}
 
 
-def _same(found: Any, expected: Any) -> bool:
+def _same(value: Any, expected: Any) -> bool:
     """Whether two plain values are alike; a list is a tuple, and an enumeration's member goes by its name."""
-    if isinstance(found, (list, tuple)) and isinstance(expected, (list, tuple)):
-        scalars = not any(isinstance(v, (list, tuple)) for v in found)
-        return scalars and len(found) == len(expected) and all(map(_same, found, expected))
-    if isinstance(found, str) and isinstance(expected, str):
-        return found.rpartition(".")[2] == expected
-    plain = isinstance(found, (bool, int, float)) and isinstance(found, bool) == isinstance(expected, bool)
-    return plain and bool(found == expected)
+    if isinstance(value, (list, tuple)) and isinstance(expected, (list, tuple)):
+        scalars = not any(isinstance(v, (list, tuple)) for v in value)
+        return scalars and len(value) == len(expected) and all(map(_same, value, expected))
+    if isinstance(value, str) and isinstance(expected, str):
+        return value.rpartition(".")[2] == expected
+    plain = isinstance(value, (bool, int, float)) and isinstance(value, bool) == isinstance(expected, bool)
+    return plain and bool(value == expected)

@@ -27,8 +27,8 @@ def read_labels(
         raise ArgumentError(f"{labels}: expected a CSV file in UTF-8, with a header") from None
     for name in names:
         if header[1:].count(name) != 1:
-            found = "two columns" if name in header[1:] else "no column"
-            raise ArgumentError(f"{labels}: has {found} {name!r}; it has {_short(', '.join(header[1:20]))}")
+            columns = "two columns" if name in header[1:] else "no column"
+            raise ArgumentError(f"{labels}: has {columns} {name!r}; it has {_short(', '.join(header[1:20]))}")
     there = {p.name: p for p in common.expand([str(images)])}
     examples: dict[str, tuple[list[Path], list[Path]]] = {name: ([], []) for name in names}
     seen: set[str] = set()

@@ -121,15 +121,15 @@ def sweep(output: Path) -> None:
     remains = re.compile(rf"({re.escape(f'.{output.name}.')}[a-z0-9_]{{8}})(\.old|\.gone)?")
     with contextlib.suppress(OSError):
         for folder in list(output.parent.iterdir()):
-            found = remains.fullmatch(folder.name)
-            if found is None or folder.is_symlink():
+            match = remains.fullmatch(folder.name)
+            if match is None or folder.is_symlink():
                 continue
             with contextlib.suppress(HspaceError), lock_folder(folder, OutputError, seconds=0):
-                if found[2] == ".old" and not os.path.lexists(output):
+                if match[2] == ".old" and not os.path.lexists(output):
                     Bundle(folder)  # what is not sound gets no bundle's name, and stays
                     folder.rename(output)
                     (output / LOCK).unlink()
                 else:
-                    gone = folder.with_name(f"{found[1]}.gone")
+                    gone = folder.with_name(f"{match[1]}.gone")
                     folder.rename(gone)  # whoever has just made it, and was about to lock it, finds it missing
                     _discard(gone)

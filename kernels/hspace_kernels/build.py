@@ -135,20 +135,20 @@ def build(out: Path, targets: Iterable[str] = TARGETS) -> dict[str, Image]:
 
 def differences(committed: Path, built: Path, targets: Iterable[str] = TARGETS) -> list[str]:
     """A line for every file of `targets` that is missing, extra or not the same in `committed` as in `built`."""
-    found = []
+    differing = []
     for target in targets:
         names = {p.name for folder in (committed, built) for p in (folder / target).glob("*")}
         for file in (f"{target}/{name}" for name in sorted(names)):
             here, there = committed / file, built / file
             if not here.exists() or not there.exists():
-                found.append(f"{file}: {'missing' if there.exists() else 'not built any more'}")
+                differing.append(f"{file}: {'missing' if there.exists() else 'not built any more'}")
             elif here.read_bytes() != there.read_bytes():
-                found.append(f"{file}: not what the sources build")
+                differing.append(f"{file}: not what the sources build")
     here, there = (json.loads(p.read_text()) if (p := f / "kernels.json").exists() else {} for f in (committed, built))
     for manifest in (here, there):
         for kernel in manifest.get("kernels", {}).values():
             kernel["images"] = {t: image for t, image in kernel["images"].items() if t in set(targets)}
-    return found + ["kernels.json: not what the sources build"] * (here != there)
+    return differing + ["kernels.json: not what the sources build"] * (here != there)
 
 
 def main() -> int:

@@ -20,8 +20,8 @@ from .engines import Engine
 from .errors import ArgumentError, NotFinite
 from .image import Images, to_uint8
 from .latent import Latent
-from .model import LOGIT_OVERFLOWS, Model, not_finite
 from .noise import NoiseStream, check_seed
+from .pipeline import LOGIT_OVERFLOWS, Pipeline, not_finite
 from .plans import ProgramKind
 from .program import Program
 from .recorders import HRecorder, Timeline
@@ -71,7 +71,7 @@ class Editor:
         """
         self.bundle, self.engine, self.size = bundle, engine, bundle.manifest.image.size
         self.attributes = read_attributes(bundle)
-        self._model, self._reopen = Model(bundle, engine, executor, batch_size, exact), reopen
+        self._pipeline, self._reopen = Pipeline(bundle, engine, executor, batch_size, exact), reopen
 
     def with_attributes(self, attributes: Mapping[str, Any]) -> Editor:
         """This editor with other attributes, by name. It shares the networks, and is not pickled."""
@@ -82,13 +82,13 @@ class Editor:
     @property
     def _requests(self) -> Requests:
         """What turns arguments into samples, with the attributes that there are now."""
-        model = self._model
+        model = self._pipeline
         return Requests(model.planner, self.attributes, model.shape, model.runner.executor.on_device)
 
     @property
     def executor(self) -> Executor:
         """What runs batches (`hspace.batch`), for a caller who steps samples himself; his own, not to be closed."""
-        return self._model.runner.executor
+        return self._pipeline.runner.executor
 
     def program(
         self,
@@ -105,11 +105,11 @@ class Editor:
         """The table that a call of that kind runs; see `Planner.program`. latent: that a decode is given, since one
         that an exact sampler made may be gone on from.
         """
-        plan = self._model.planner.plan(preset, steps, sampler, t_edit, t_boost)
-        resume = latent is not None and self._model.start_of(latent, plan, quiet=True).x_prev is not None
+        plan = self._pipeline.planner.plan(preset, steps, sampler, t_edit, t_boost)
+        resume = latent is not None and self._pipeline.start_of(latent, plan, quiet=True).x_prev is not None
         (mapping,) = per_image(edits, 1, self.attributes)
         edit = compile_edit(mapping, self.attributes, plan.decode_steps)
-        return self._model.planner.program(kind, plan, edit, steps, resume=resume)
+        return self._pipeline.planner.program(kind, plan, edit, steps, resume=resume)
 
     # --- calls ------------------------------------------------------------------------------------------
 
@@ -130,9 +130,9 @@ class Editor:
         float32. steps: 1 … 1000.
         Source: Preechakul et al. 2022, equation 8; Kwon et al. 2023, section 3; Song et al. 2021, section 4.3.
         """
-        x = self._model.load(images, resize)
+        x = self._pipeline.load(images, resize)
         plan = self._requests.plan("encode", {"preset": preset, "steps": steps})
-        latent, numbers, faults = self._model.encode(x, plan, preset, Progress(on_step))
+        latent, numbers, faults = self._pipeline.encode(x, plan, preset, Progress(on_step))
         if latent is None or faults:
             raise not_finite(faults, dict(zip(numbers, latent or (), strict=True)))
         return latent
@@ -145,22 +145,22 @@ class Editor:
         """
         plan = self._requests.plan("decode", run)
         self.check_latent(latent)
-        latent = self._model.start_of(latent, plan)
+        latent = self._pipeline.start_of(latent, plan)
         decodes = self._requests.decodes(plan, edits, len(latent), run, resume=latent.x_prev is not None)
-        progress = Progress(run.get("on_step"), self._model.runner.evaluations(decodes.rows))
-        return self._model.decode(latent, decodes, progress)
+        progress = Progress(run.get("on_step"), self._pipeline.runner.evaluations(decodes.rows))
+        return self._pipeline.decode(latent, decodes, progress)
 
     def edit(self, images: Images, edits: Edits | None, *, resize: bool = False, **run: Unpack[Run]) -> NDArray[Any]:
         """Encodes, then decodes with `edits`. run: see the class; steps: for both, or (encode, decode)."""
-        x = self._model.load(images, resize)
+        x = self._pipeline.load(images, resize)
         plan = self._requests.plan("edit", run, both=True)
-        resume = self._model.planner.resumes(plan, self._model.provenance(plan, run.get("preset")))
+        resume = self._pipeline.planner.resumes(plan, self._pipeline.provenance(plan, run.get("preset")))
         decodes = self._requests.decodes(plan, edits, len(x), run, resume=resume)
-        progress = Progress(run.get("on_step"), self._model.runner.evaluations(decodes.rows))
-        latent, numbers, faults = self._model.encode(x, plan, run.get("preset"), progress)
+        progress = Progress(run.get("on_step"), self._pipeline.runner.evaluations(decodes.rows))
+        latent, numbers, faults = self._pipeline.encode(x, plan, run.get("preset"), progress)
         if latent is None:
             raise not_finite(faults, {})
-        return self._model.decode(self._model.start_of(latent, plan), decodes, progress, numbers, faults)
+        return self._pipeline.decode(self._pipeline.start_of(latent, plan), decodes, progress, numbers, faults)
 
     def reconstruct(self, images: Images, *, resize: bool = False, **run: Unpack[Run]) -> NDArray[Any]:
         """Encodes, then decodes unchanged: what the model makes of the images themselves. run: as `edit` takes it."""
@@ -230,8 +230,8 @@ class Editor:
         if frames is not None:
             plan = self._requests.plan("timeline", run)
             self.check_latent(latent)
-            resume = self._model.start_of(latent, plan, quiet=True).x_prev is not None
-            check_whole("frames", frames, 1, len(self._model.planner.decode(plan, NO_EDIT, resume=resume)))
+            resume = self._pipeline.start_of(latent, plan, quiet=True).x_prev is not None
+            check_whole("frames", frames, 1, len(self._pipeline.planner.decode(plan, NO_EDIT, resume=resume)))
         run["on_step"] = recorder = Timeline(frames, run.get("on_step"))
 
         def shown() -> NDArray[Any]:
@@ -263,24 +263,26 @@ class Editor:
         the class; steps: for both, or (encode, decode). Source: Jeong et al. 2024 (InjectFusion), section 3.1.
         """
         self.check_latent(latent)
-        x = self._model.load(content, resize, "content")
+        x = self._pipeline.load(content, resize, "content")
         if len(x) not in (1, len(latent)):
             raise ArgumentError(f"content: found {len(x)} images, expected 1, or one for each of {len(latent)} latents")
         amounts = amounts_of(strength, len(latent))
         c, height, width, _ = h_shape(self.bundle)
         small = None if mask is None else shrunk(mask, self.size, height, width)
         plan = self._requests.plan("inject", run, both=True)
-        latent = self._model.start_of(latent, plan)
-        recorder = HRecorder("encode", self._model.planner.encode(plan), len(x), (c, height, width), run.get("on_step"))
+        latent = self._pipeline.start_of(latent, plan)
+        recorder = HRecorder(
+            "encode", self._pipeline.planner.encode(plan), len(x), (c, height, width), run.get("on_step")
+        )
         tables = [*recorder.table] * (len(latent) // len(x))
         contents = [Content(recorder.timesteps, t, a, small) for t, a in zip(tables, amounts, strict=True)]
         resume = latent.x_prev is not None
         decodes = self._requests.decodes(plan, edits, len(latent), run, resume=resume, contents=contents)
-        progress = Progress(recorder, self._model.runner.evaluations(decodes.rows))
-        _, _, faults = self._model.encode(x, plan, run.get("preset"), progress)  # which fills the tables
+        progress = Progress(recorder, self._pipeline.runner.evaluations(decodes.rows))
+        _, _, faults = self._pipeline.encode(x, plan, run.get("preset"), progress)  # which fills the tables
         if faults:
             raise not_finite(faults, {}, "content")
-        return self._model.decode(latent, decodes, progress)
+        return self._pipeline.decode(latent, decodes, progress)
 
     def sample(
         self,
@@ -305,11 +307,11 @@ class Editor:
         plan = self._requests.plan("sample", run)
         decodes = self._requests.decodes(plan, edits, count, run)
         seed = check_seed(run.get("seed", 0))
-        x_T = noise_of("x_T", x_T, count, self._model.shape, seed, NoiseStream.X_T)
-        progress = Progress(run.get("on_step"), self._model.runner.evaluations(decodes.rows))
-        z_sem = self._model.draw_z(count, plan, self.attributes, latent_steps, seed, z_noise, accept, progress)
-        latent = Latent(x_T, z_sem, provenance=self._model.provenance(plan, run.get("preset"), encoded=False))
-        return self._model.decode(latent, decodes, progress)
+        x_T = noise_of("x_T", x_T, count, self._pipeline.shape, seed, NoiseStream.X_T)
+        progress = Progress(run.get("on_step"), self._pipeline.runner.evaluations(decodes.rows))
+        z_sem = self._pipeline.draw_z(count, plan, self.attributes, latent_steps, seed, z_noise, accept, progress)
+        latent = Latent(x_T, z_sem, provenance=self._pipeline.provenance(plan, run.get("preset"), encoded=False))
+        return self._pipeline.decode(latent, decodes, progress)
 
     def draw(
         self,
@@ -323,10 +325,10 @@ class Editor:
     ) -> Latent:
         """The latents that `sample` decodes: x_T drawn, and z_sem from the latent DDIM where the model has one."""
         check_whole("count", count)
-        plan, progress = self._model.planner.plan(preset), Progress(on_step)
-        x_T = noise_of("x_T", None, count, self._model.shape, check_seed(seed), NoiseStream.X_T)
-        z_sem = self._model.draw_z(count, plan, self.attributes, latent_steps, seed, None, accept, progress)
-        return Latent(x_T, z_sem, provenance=self._model.provenance(plan, preset, encoded=False))
+        plan, progress = self._pipeline.planner.plan(preset), Progress(on_step)
+        x_T = noise_of("x_T", None, count, self._pipeline.shape, check_seed(seed), NoiseStream.X_T)
+        z_sem = self._pipeline.draw_z(count, plan, self.attributes, latent_steps, seed, None, accept, progress)
+        return Latent(x_T, z_sem, provenance=self._pipeline.provenance(plan, preset, encoded=False))
 
     def vary(self, latent: Latent, count: int, *, edits: Edits | None = None, **run: Unpack[Run]) -> NDArray[Any]:
         """`count` variations of each of the latent's images, in order: z_sem kept, x_T drawn anew.
@@ -338,7 +340,7 @@ class Editor:
         assert latent.z_sem is not None  # as the model has one, and the latent is of the model
         check_whole("count", count)
         z_sem = np.repeat(latent.z_sem, count, axis=0)
-        x_T = noise_of("x_T", None, len(z_sem), self._model.shape, check_seed(run.get("seed", 0)), NoiseStream.X_T)
+        x_T = noise_of("x_T", None, len(z_sem), self._pipeline.shape, check_seed(run.get("seed", 0)), NoiseStream.X_T)
         drawn = {k: v for k, v in latent.provenance.items() if k != "encode_steps"}  # of which x_T is no longer
         return self.decode(Latent(x_T, z_sem, provenance=drawn), edits, **run)
 
@@ -349,7 +351,7 @@ class Editor:
         """
         if self.bundle.manifest.z_sem is None:
             raise ArgumentError("encode_z: the model has no z_sem")
-        z_sem, faults = self._model.encode_z(self._model.load(images, resize))
+        z_sem, faults = self._pipeline.encode_z(self._pipeline.load(images, resize))
         if faults:
             raise not_finite(faults, {i: z for i, z in enumerate(z_sem) if i not in faults})
         return z_sem
@@ -362,7 +364,7 @@ class Editor:
         directions = directions_of(self.attributes)
         if not directions:
             raise ArgumentError("classify: the bundle has no z_direction attributes")
-        z_sem, faults = self._model.encode_z(self._model.load(images, resize))
+        z_sem, faults = self._pipeline.encode_z(self._pipeline.load(images, resize))
         whole = [i for i in range(len(z_sem)) if i not in faults]
         logits = np.stack([d.logit(z_sem[whole]) for d in directions.values()], axis=1)
         bad = np.flatnonzero(~np.isfinite(logits).all(axis=1)).tolist()
@@ -374,7 +376,7 @@ class Editor:
     @property
     def z_statistics(self) -> tuple[Float32, Float32] | None:
         """Mean and std of z_sem over the training set, float32 [D] each, where the bundle has them."""
-        return self._model.z_statistics
+        return self._pipeline.z_statistics
 
     @property
     def classes(self) -> list[str]:
@@ -383,7 +385,7 @@ class Editor:
 
     def check_latent(self, latent: Latent) -> None:
         """Raises LatentError where a latent is of other shapes, or was made by another model."""
-        self._model.check_latent(latent)
+        self._pipeline.check_latent(latent)
 
     def check_can_vary(self) -> None:
         """Raises ArgumentError where the model has no semantic code (Diffusion Autoencoders have one)."""
@@ -392,15 +394,15 @@ class Editor:
 
     def check_can_inject(self, edits: Mapping[str, float]) -> None:
         """Raises ArgumentError where edits do not mix with content injection, which is asymmetric."""
-        self._requests.check_content(edits, self._model.planner.plan())
+        self._requests.check_content(edits, self._pipeline.planner.plan())
 
     def close(self) -> None:
         """Frees the networks, and what the editor holds on a GPU. Every call after that, but this, is an ArgumentError.
 
         `with hspace.open(…) as editor:` closes it at the end. Calls that other threads have under way may fail.
         """
-        close = getattr(self._model.runner.executor, "close", None) if not self._is_closed else None
-        self._model = self.engine = cast(Any, _Closed())
+        close = getattr(self._pipeline.runner.executor, "close", None) if not self._is_closed else None
+        self._pipeline = self.engine = cast(Any, _Closed())
         if close is not None:
             close()
 
@@ -415,7 +417,7 @@ class Editor:
         model = f"{manifest.name!r}: {manifest.family}, {self.size}×{self.size}, {n} attribute{'s' * (n != 1)}"
         if self._is_closed:
             return f"<hspace.Editor of {model}; closed>"
-        device = getattr(self._model.runner.executor, "device", None)
+        device = getattr(self._pipeline.runner.executor, "device", None)
         on = "cpu" if device is None else device.name
         return f"<hspace.Editor of {model}; {self.engine.name} in {self.engine.precision} on {on}>"
 
@@ -428,18 +430,18 @@ class Editor:
 
     @property
     def _is_closed(self) -> bool:
-        return isinstance(self._model, _Closed)
+        return isinstance(self._pipeline, _Closed)
 
     @property
     def batch_size(self) -> int:
         """How many images share one network evaluation."""
-        return self._model.runner.batch_size
+        return self._pipeline.runner.batch_size
 
     def engine_of(self, preset: str | None = None, sampler: str | None = None) -> Engine:
         """What evaluates the networks in a call with this preset and sampler: `engine`, or where the sampler inverts
         exactly, and `engine` is not in float32, its like that is. Raises ArgumentError where there is none.
         """
-        return self._model.runner_of(self._model.planner.plan(preset, sampler=sampler)).executor.engine
+        return self._pipeline.runner_of(self._pipeline.planner.plan(preset, sampler=sampler)).executor.engine
 
 
 def _each(values: Sequence[int], times: int) -> list[int]:

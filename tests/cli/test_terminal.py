@@ -15,7 +15,7 @@ from pathlib import Path
 
 import hspace
 import pytest
-from hspace.cli.jobs import Report
+from hspace.cli.jobs import JobReport
 from hspace.cli.progress import Bar
 from hspace.errors import ImageError
 
@@ -72,7 +72,7 @@ def test_whole_parts_are_left_out(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 def test_the_rate_of_one_batch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """It is of the steps that are done; there is none before the first."""
-    report = Report(6)
+    report = JobReport(6)
     assert report.progress(0, 5.0) == "0 of 6"
     assert report.progress(3.0, 2.0) == "0 of 6, 1.5 images/s"
     report.written += [Path("a")] * 4
@@ -88,7 +88,7 @@ def test_the_rate_that_is_seen(
     from hspace.cli import jobs
 
     seen: list[tuple[float, float]] = []
-    monkeypatch.setattr(Report, "progress", lambda self, done, seconds: seen.append((done, seconds)) or "")
+    monkeypatch.setattr(JobReport, "progress", lambda self, done, seconds: seen.append((done, seconds)) or "")
     monkeypatch.setattr("hspace.cli.progress._EVERY", 0)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")

@@ -60,17 +60,17 @@ def evaluations(bundle: Bundle, batches: list[int], steps: int | None) -> dict[t
         runs[name, first] = run
     for n in others:
         runs |= {(name, n): run for name, run in parts.steps(editor, n).items()}
-    found = {}
+    counts = {}
     for part, run in runs.items():
         if part[0] not in ("inject", "update"):
             tally.counts.clear()
             run()
-            found[part] = Counter(tally.counts)
-    return found
+            counts[part] = Counter(tally.counts)
+    return counts
 
 
 def works(
-    bundle: Bundle, found: Mapping[tuple[str, int], Counter[tuple[str, int, int]]]
+    bundle: Bundle, evaluated: Mapping[tuple[str, int], Counter[tuple[str, int, int]]]
 ) -> dict[tuple[str, int], Work]:
     """The work of every part, from `evaluations`'. Raises BundleError for a graph that cannot be counted."""
 
@@ -80,7 +80,7 @@ def works(
         return graph(bundle.read_component(component), {"N": n, "M": m}, where)
 
     return {
-        part: sum((of(*key) * count for key, count in counts.items()), Work(0, 0)) for part, counts in found.items()
+        part: sum((of(*key) * count for key, count in counts.items()), Work(0, 0)) for part, counts in evaluated.items()
     }
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def stamp() -> dict[str, Any]:
     """Processor, cores, system, versions, UTC time, and the commit where the package runs from a git working tree."""
     names = ("hspace", "numpy", *packages(), "cuda-bindings")
-    found: dict[str, Any] = {
+    told: dict[str, Any] = {
         "processor": processor(),
         "cores": os.cpu_count(),
         "usable_cores": usable_cores(),
@@ -32,17 +32,17 @@ def stamp() -> dict[str, Any]:
     }
     commit = _commit(Path(__file__).parent.parent)
     if commit is not None:
-        found["commit"] = commit
-    return found
+        told["commit"] = commit
+    return told
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
     """Package → version, of those that are installed."""
-    found = {}
+    each = {}
     for package in packages:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
+            each[package] = metadata.version(package)
+    return each
 
 
 def gpu(device: Device) -> dict[str, Any]:
@@ -51,21 +51,21 @@ def gpu(device: Device) -> dict[str, Any]:
     with device:
         _, total = device.memory()
     major, minor = device.architecture
-    found: dict[str, Any] = {"model": device.model, "architecture": f"sm_{major}{minor}", "memory_mb": total / 1e6}
-    found["cuda"] = f"{version // 1000}.{version % 1000 // 10}"
+    told: dict[str, Any] = {"model": device.model, "architecture": f"sm_{major}{minor}", "memory_mb": total / 1e6}
+    told["cuda"] = f"{version // 1000}.{version % 1000 // 10}"
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, text=True, capture_output=True, check=True, timeout=10)
-        found["driver"] = done.stdout.split()[0]
+        told["driver"] = done.stdout.split()[0]
     except (OSError, subprocess.SubprocessError, IndexError, UnicodeDecodeError):
         pass
-    return found
+    return told
 
 
-def card(found: Mapping[str, Any]) -> str:
+def card(told: Mapping[str, Any]) -> str:
     """What `gpu` found, in a line."""
-    driver = f", driver {found['driver']}" if "driver" in found else ""
-    return f"{found['model']}, {found['architecture']}, {found['memory_mb']:.0f} MB{driver}, CUDA {found['cuda']}"
+    driver = f", driver {told['driver']}" if "driver" in told else ""
+    return f"{told['model']}, {told['architecture']}, {told['memory_mb']:.0f} MB{driver}, CUDA {told['cuda']}"
 
 
 def _commit(folder: Path) -> str | None:

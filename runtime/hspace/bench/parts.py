@@ -112,13 +112,13 @@ def parts(editor: Editor, n: int) -> Runs:
             evaluate = partial(unet.head, editor.engine, features)
             made["head"] = {"head": partial(evaluate, h, np.arange(n))}
             made["head ×2"] = {"head ×2": partial(evaluate, np.concatenate([h, h]), np.arange(2 * n) % n)}
-    found = {name: r for key in [*specs, "head ×2"] for name, r in made[key].items()}
+    runs = {name: r for key in [*specs, "head ×2"] for name, r in made[key].items()}
     delta = _delta(editor)
     if delta is not None:
         h, temb = np.asarray(h, dtype=np.float32), np.asarray(temb, dtype=np.float32)
         t, scale, edits = np.full(n, 500, np.int32), np.ones(n, np.float32), [Edit(deltas=((delta, 1.0),))] * n
-        found["inject"] = lambda: inject(h, temb, t, scale, edits)
-    return {**found, **steps(editor, n)}
+        runs["inject"] = lambda: inject(h, temb, t, scale, edits)
+    return {**runs, **steps(editor, n)}
 
 
 def steps(editor: Editor, n: int) -> Runs:

@@ -83,8 +83,8 @@ def _serve(threads: int | None) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # a library's words are no answers
     best = _best(threads)
-    found = {p: {"gflops": e["gflops"], "by": e["by"], "flop": e["flop"] * e["times"]} for p, e in best.items()}
-    print(json.dumps(found), file=answers, flush=True)
+    rates = {p: {"gflops": e["gflops"], "by": e["by"], "flop": e["flop"] * e["times"]} for p, e in best.items()}
+    print(json.dumps(rates), file=answers, flush=True)
     for line in sys.stdin:
         each = best[line.strip()]
         for _ in range(each["times"]):

@@ -17,17 +17,17 @@ _ENGINES = ("#2a4d7c", "#c05a2b", "#3f8f5b", "#7a5195")
 _PEAKS = {"fp32": ":", "bf16": "--"}
 
 
-def plot(found: dict[str, Any]) -> bytes:
+def plot(report: dict[str, Any]) -> bytes:
     """A PNG of what `report` returned."""
-    engines = found["engines"]
+    engines = report["engines"]
     counted = {name: entry for name, entry in engines.items() if entry.get("gflops")}
-    panels = [_steps, *([_against_peak] if counted else []), *([_batches] if len(found["batches"]) > 1 else [])]
+    panels = [_steps, *([_against_peak] if counted else []), *([_batches] if len(report["batches"]) > 1 else [])]
     tall = 3.2 + 0.7 * len(engines)
     figure = _matplotlib.figure.Figure(figsize=(5.6 * len(panels) + 0.6, tall), layout="constrained")
     for draw, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
-        draw(axes, found)
+        draw(axes, report)
         axes.spines[["top", "right"]].set_visible(False)
-    at, run = found["machine"], found["run"]
+    at, run = report["machine"], report["run"]
     where = f"{at['processor']}, {at['usable_cores']} of {at['cores']} cores"
     when = f"hspace {at['versions'].get('hspace', '')}, {at['date'][:10]}"
     title = f"{run['bundle']}, batch {run['batches'][0]}  ·  {where}  ·  {when}"
@@ -37,9 +37,9 @@ def plot(found: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _steps(axes: Any, found: dict[str, Any]) -> None:
+def _steps(axes: Any, report: dict[str, Any]) -> None:
     labels, most, y = [], 0.0, 0
-    for name, entry in found["engines"].items():
+    for name, entry in report["engines"].items():
         times = entry["milliseconds"]
         for step, parts in _PARTS.items():
             left = 0.0
@@ -67,9 +67,9 @@ def _steps(axes: Any, found: dict[str, Any]) -> None:
     _legend_below(axes, handles=handles, ncols=5)
 
 
-def _against_peak(axes: Any, found: dict[str, Any]) -> None:
-    engines = {name: entry for name, entry in found["engines"].items() if entry.get("gflops")}
-    parts = [p for p in ("trunk", "head", "head ×2", "step", "asymmetric step") if p in found["parts"]]
+def _against_peak(axes: Any, report: dict[str, Any]) -> None:
+    engines = {name: entry for name, entry in report["engines"].items() if entry.get("gflops")}
+    parts = [p for p in ("trunk", "head", "head ×2", "step", "asymmetric step") if p in report["parts"]]
     width = 0.8 / len(engines)
     for k, (name, entry) in enumerate(engines.items()):
         at = [i + (k - (len(engines) - 1) / 2) * width for i in range(len(parts))]
@@ -84,8 +84,8 @@ def _against_peak(axes: Any, found: dict[str, Any]) -> None:
                 place = {"textcoords": "offset points", "ha": "center", "fontsize": "x-small", "bbox": box}
                 axes.annotate(text, (x, height), (0, 3), **place)
     for precision in dict.fromkeys(entry["precision"] for entry in engines.values()):
-        if precision in found["peak"]:
-            height, style = found["peak"][precision]["gflops"], _PEAKS.get(precision, "-.")
+        if precision in report["peak"]:
+            height, style = report["peak"][precision]["gflops"], _PEAKS.get(precision, "-.")
             axes.axhline(
                 height, color="black", linestyle=style, linewidth=1, zorder=0.5, label=f"{precision} peak, {height:.0f}"
             )
@@ -101,11 +101,11 @@ def _legend_below(axes: Any, **options: Any) -> None:
     axes.legend(**{**where, "fontsize": "small", "columnspacing": 1.2, "handlelength": 1.4, **options})
 
 
-def _batches(axes: Any, found: dict[str, Any]) -> None:
-    batches = [int(n) for n in found["batches"]]
-    for k, name in enumerate(found["engines"]):
+def _batches(axes: Any, report: dict[str, Any]) -> None:
+    batches = [int(n) for n in report["batches"]]
+    for k, name in enumerate(report["engines"]):
         for step, style in (("step", "-"), ("asymmetric step", "--")):
-            cost = [each[name][step]["per_image"] for each in found["batches"].values()]
+            cost = [each[name][step]["per_image"] for each in report["batches"].values()]
             colour = _ENGINES[k % len(_ENGINES)]
             axes.plot(batches, cost, style, marker="o", markersize=4, color=colour, label=f"{name}, {step}")
     axes.set_xscale("log", base=2)

@@ -221,10 +221,10 @@ def _peaks(probe: Probe, times: timing.Times, batch: int, warnings: list[str]) -
     return peaks
 
 
-def _peak(found: Found, times: Sequence[float]) -> Found:
+def _peak(peak: Found, times: Sequence[float]) -> Found:
     """What `Probe` found, with its rate in every round."""
-    rates = [found["flop"] / t / 1e6 for t in times]
-    return {"gflops": float(np.median(rates)), "rounds": rates, "by": found["by"]}
+    rates = [peak["flop"] / t / 1e6 for t in times]
+    return {"gflops": float(np.median(rates)), "rounds": rates, "by": peak["by"]}
 
 
 def _achieved(work: counting.Work, times: Sequence[float], peaks: Mapping[str, Found], precision: str) -> Found:
@@ -245,32 +245,32 @@ def _achieved(work: counting.Work, times: Sequence[float], peaks: Mapping[str, F
 def _overhead(times: Mapping[str, Sequence[float]], null: Sequence[float] | None) -> Found:
     """What of a step is not network evaluation, on this engine and on the null engine: median, and share of a step."""
     step, update = (float(np.median(times[name])) for name in ("step", "update"))
-    found = {"update": update, "share": update / step}
+    overhead = {"update": update, "share": update / step}
     if null is None:
-        return found
+        return overhead
     reference = float(np.median(null))
-    return {**found, "null_update": reference, "null_share": reference / step}
+    return {**overhead, "null_update": reference, "null_share": reference / step}
 
 
 def _step(times: Sequence[float], n: int, work: counting.Work | None) -> Found:
     p50 = float(np.median(times))
-    found = {"p50": p50, "per_image": p50 / n}
-    return found if work is None else {**found, "gflops": work.flop / p50 / 1e6}
+    summarised = {"p50": p50, "per_image": p50 / n}
+    return summarised if work is None else {**summarised, "gflops": work.flop / p50 / 1e6}
 
 
 def _warnings(name: str, entry: Found, times: Mapping[str, Sequence[float]]) -> list[str]:
-    found = []
+    warnings = []
     vary = {part: v for part, t in times.items() if (v := timing.variation(t)) > _VARIES}
     if vary:
         worst = max(vary, key=lambda part: vary[part])
         which = f"{worst} varies by {vary[worst]:.0%}".replace("%", " %")
         more = f", and {len(vary) - 1} more of {len(times)} by more than {_VARIES * 100:.0f} %" if len(vary) > 1 else ""
-        found.append(f"{name}: {which}{more}: compare ratios only")
+        warnings.append(f"{name}: {which}{more}: compare ratios only")
     for part, each in entry.get("gflops", {}).items():
         if each["share"] is not None and each["share"] > 1:
             share = f"{each['share'] * 100:.1f} % of the {each['of']} peak"
-            found.append(f"{name}: {part} reaches {share}, so the peak was measured too low")
-    return found
+            warnings.append(f"{name}: {part} reaches {share}, so the peak was measured too low")
+    return warnings
 
 
 # --- text -----------------------------------------------------------------------------------------------
@@ -284,9 +284,9 @@ class Table:
         self.rows: list[list[str]] = []
 
 
-def heading(found: Found) -> list[str]:
+def heading(report: Found) -> list[str]:
     """Lines that say where, when and what."""
-    at, run = found["machine"], found["run"]
+    at, run = report["machine"], report["run"]
     cores = f"{at['cores']} cores" + (f", {at['usable_cores']} usable" if at["usable_cores"] != at["cores"] else "")
     versions = ", ".join(f"{p} {v}" for p, v in at["versions"].items())
     commit = f", commit {at['commit']}" if "commit" in at else ""
@@ -297,24 +297,24 @@ def heading(found: Found) -> list[str]:
         *([machine.card(at["gpu"])] if "gpu" in at else []),
         f"{at['processor']}, {cores}, {at['system']}",
         f"{versions}{commit}, {at['date']}",
-        f"{run['bundle']}, preset {run['preset']}, {steps}; engine {', '.join(found['engines'])}; "
+        f"{run['bundle']}, preset {run['preset']}, {steps}; engine {', '.join(report['engines'])}; "
         f"batch {run['batches'][0]}; {threads}; {rounds}",
     ]
 
 
-def tables(found: Found) -> list[Table]:
+def tables(report: Found) -> list[Table]:
     """Times; work and what is achieved; engines as a whole; batches."""
-    made = [_times(found)]
-    if found["parts"]:
-        made.append(_work(found))
-    made.append(_engines(found))
-    if len(found["batches"]) > 1:
-        made.append(_batches(found))
+    made = [_times(report)]
+    if report["parts"]:
+        made.append(_work(report))
+    made.append(_engines(report))
+    if len(report["batches"]) > 1:
+        made.append(_batches(report))
     return made
 
 
-def _times(found: Found) -> Table:
-    engines, keys = found["engines"], ("p50", "p95", "p99", "min")
+def _times(report: Found) -> Table:
+    engines, keys = report["engines"], ("p50", "p95", "p99", "min")
     one = len(engines) == 1
     table = Table(["milliseconds"])
     reference = next((name for name in engines if name != "null"), None)
@@ -332,13 +332,13 @@ def _times(found: Found) -> Table:
     return table
 
 
-def _work(found: Found) -> Table:
-    counted = any("gflop" in part for part in found["parts"].values())
-    engines = {name: entry for name, entry in found["engines"].items() if "gflops" in entry}
+def _work(report: Found) -> Table:
+    counted = any("gflop" in part for part in report["parts"].values())
+    engines = {name: entry for name, entry in report["engines"].items() if "gflops" in entry}
     table = Table(["work", "evaluations", *(["GFLOP", "MB"] if counted else [])])
     for name in engines:
         table.headers += [f"{name} GFLOP/s", "of peak"]
-    for name, part in found["parts"].items():
+    for name, part in report["parts"].items():
         row = [name, str(part["evaluations"])]
         row += [f"{part['gflop']:.4g}", f"{part['traffic_mb']:.4g}"] if counted else []
         for entry in engines.values():
@@ -348,11 +348,11 @@ def _work(found: Found) -> Table:
     return table
 
 
-def _engines(found: Found) -> Table:
+def _engines(report: Found) -> Table:
     headers = ["engine", "precision", "update", "null's update", "opens", "first result", "memory"]
     headers += ["opens, cached", "first result, cached"]
     table = Table(headers)
-    for name, entry in found["engines"].items():
+    for name, entry in report["engines"].items():
         over, row = entry["overhead"], [name, "" if name == "null" else entry["precision"]]
         row += [f"{over[k] * 100:.1f} %" if k in over else "" for k in ("share", "null_share")]
         first, again = (entry["startup"].get(k) for k in ("first", "again"))
@@ -361,16 +361,16 @@ def _engines(found: Found) -> Table:
         row += ["" if most is None else f"{most:.0f} MB"]
         row += [f"{again['open_s']:.2f} s", f"{again['first_result_s']:.2f} s"] if again else ["", ""]
         table.rows.append(row)
-    if not any(entry["startup"].get("again") for entry in found["engines"].values()):
+    if not any(entry["startup"].get("again") for entry in report["engines"].values()):
         table.headers, table.rows = table.headers[:-2], [row[:-2] for row in table.rows]
     return table
 
 
-def _batches(found: Found) -> Table:
+def _batches(report: Found) -> Table:
     table = Table(["batch"])
-    for name in found["engines"]:
+    for name in report["engines"]:
         table.headers += [f"{name} step", "per image", "asymmetric", "per image"]
-    for n, engines in found["batches"].items():
+    for n, engines in report["batches"].items():
         cells = [
             f"{each[k]:.2f}" for entry in engines.values() for each in entry.values() for k in ("p50", "per_image")
         ]
@@ -378,22 +378,22 @@ def _batches(found: Found) -> Table:
     return table
 
 
-def closing(found: Found) -> list[str]:
+def closing(report: Found) -> list[str]:
     """Lines that explain the tables, then the warnings."""
     lines = []
-    if found["peak"]:
+    if report["peak"]:
         peaks = ", ".join(
             f"{p} {e['gflops']:.0f} GFLOP/s, {min(e['rounds']):.0f} to {max(e['rounds']):.0f} ({e['by']})"
-            for p, e in found["peak"].items()
+            for p, e in report["peak"].items()
         )
         lines.append(f"Matrix peak of this machine, measured in every round: {peaks}.")
     lines += [
         "update: everything of a step that is not network evaluation, as a share of the step.",
         "opens, first result, memory: of a fresh process with an empty cache; the result from the process's start on.",
     ]
-    if "gpu" in found["machine"]:
+    if "gpu" in report["machine"]:
         lines += [
             "Each part is waited for, so a short one is mostly its launch and the wait; benchmarks/gpu.py has them on",
             "the device. memory: of the GPU. Left out: shares of the GPU's peak, and the null engine's update.",
         ]
-    return [*lines, *(f"Warning: {w}." for w in found["warnings"])]
+    return [*lines, *(f"Warning: {w}." for w in report["warnings"])]

@@ -40,23 +40,23 @@ def start_up(
     """
     asked: dict[str, Any] = {"bundle": str(bundle), "engine": engine, "precision": precision, "device": device}
     asked |= {"threads": threads, "batch_size": batch_size, "batch": batch}
-    found: dict[str, dict[str, float | None]] = {}
+    measured: dict[str, dict[str, float | None]] = {}
     try:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
-            found["first"] = _child(asked, cache)
+            measured["first"] = _child(asked, cache)
             if any(p.is_file() for p in Path(cache).rglob("*")):
-                found["again"] = _child(asked, cache)
+                measured["again"] = _child(asked, cache)
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return {}
-    return found
+    return measured
 
 
 def _child(asked: dict[str, Any], cache: str) -> dict[str, float | None]:
     command = [sys.executable, "-m", __name__, json.dumps({**asked, "started": time.time()})]
     environment = {**os.environ, "HSPACE_CACHE": cache}
     done = subprocess.run(command, env=environment, text=True, capture_output=True, check=True)
-    found: dict[str, float | None] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    measured: dict[str, float | None] = json.loads(done.stdout.splitlines()[-1])
+    return measured
 
 
 def peak_memory() -> int | None:
@@ -73,8 +73,8 @@ def peak_memory() -> int | None:
         resource: Any = importlib.import_module("resource")
     except ImportError:  # Windows
         return None
-    found: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return found if sys.platform == "darwin" else found * 1024
+    kibibytes: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kibibytes if sys.platform == "darwin" else kibibytes * 1024
 
 
 def _main(bundle: str, device: str, batch: int, started: float, **options: Any) -> None:
@@ -84,12 +84,12 @@ def _main(bundle: str, device: str, batch: int, started: float, **options: Any) 
     editor.edit(parts.blank(editor, batch), parts.one_edit(editor), steps=2)
     ordinal = ordinal_of(device)
     memory = peak_memory() if ordinal is None else _used(ordinal)
-    found = {
+    measured = {
         "open_s": opened,
         "first_result_s": time.time() - started,
         "peak_mb": None if memory is None else memory / 1e6,
     }
-    print(json.dumps(found))
+    print(json.dumps(measured))
 
 
 def _used(ordinal: int) -> int:

@@ -57,8 +57,8 @@ def compare(
         for run in each.values():
             run()
     times = rounds(runs, repeat)
-    for name, found in rounds(whole, calls).items():
-        times[name] |= found
+    for name, of_calls in rounds(whole, calls).items():
+        times[name] |= of_calls
     return times
 
 
@@ -82,8 +82,8 @@ def rounds(runs: Mapping[str, Mapping[Part, Callable[[], object]]], repeat: int)
 
 def summary(times: Sequence[float]) -> dict[str, float]:
     """p50, p95, p99 and min, of the times' unit, and their count."""
-    found = {f"p{p}": float(np.percentile(times, p)) for p in PERCENTILES}
-    return {**found, "min": min(times), "count": len(times)}
+    percentiles = {f"p{p}": float(np.percentile(times, p)) for p in PERCENTILES}
+    return {**percentiles, "min": min(times), "count": len(times)}
 
 
 def ratio(times: Sequence[float], to: Sequence[float]) -> float:

@@ -54,19 +54,21 @@ def list_(bundle: str, as_json: bool) -> None:
     Examples:
       hspace attribute list bundles/avatars32
     """
-    opened, found, rows = Bundle(bundle), {}, []
+    opened, attributes, rows = Bundle(bundle), {}, []
     for name, entry in opened.manifest.attributes.items():
         where, data = str(opened.folder / entry.file), opened.read(entry)
         notes = read_tensors(data, where).metadata.get("notes", "")
         content = parse_attribute(opened, entry, data, where).summary()
         file = {"file": entry.file, "bytes": entry.bytes, "sha256": entry.sha256}
         told = {"kind": entry.kind, "branch": entry.branch, "n_train": entry.n_train, **content}
-        found[name] = {**told, **file, "notes": notes}
+        attributes[name] = {**told, **file, "notes": notes}
         rows.append(
             [name, entry.kind, entry.branch, str(entry.n_train or "-"), entry.file, str(entry.bytes), notes or "-"]
         )
     headers = ["attribute", "kind", "branch", "n_train", "file", "bytes", "notes"]
-    common.emit(as_json, found, common.table(headers, rows, left=len(headers)) if rows else f"{bundle}: no attributes")
+    common.emit(
+        as_json, attributes, common.table(headers, rows, left=len(headers)) if rows else f"{bundle}: no attributes"
+    )
 
 
 @click.command(cls=common.BundleCommand)

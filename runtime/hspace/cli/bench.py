@@ -90,9 +90,9 @@ def bench(
         except ImportError as e:
             raise click.ClickException(needs("hspace bench --plot", e.name, "bench")) from None
     names = [name for given in engines for name in given] or ["auto"]
-    found = reports.report(bundle, names, batches=batches, repeat=repeat, calls=calls, **options)
+    report = reports.report(bundle, names, batches=batches, repeat=repeat, calls=calls, **options)
     if plot is not None:
-        write_atomically(plot, draw(found))
-    blocks = ["\n".join(reports.heading(found)), *(common.table(t.headers, t.rows) for t in reports.tables(found))]
-    blocks.append("\n".join(reports.closing(found)))
-    common.emit(as_json, found, "\n\n".join(blocks))
+        write_atomically(plot, draw(report))
+    blocks = ["\n".join(reports.heading(report)), *(common.table(t.headers, t.rows) for t in reports.tables(report))]
+    blocks.append("\n".join(reports.closing(report)))
+    common.emit(as_json, report, "\n\n".join(blocks))

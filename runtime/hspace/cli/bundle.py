@@ -55,8 +55,8 @@ def info(
     if program is None:
         if save is not None or strengths or any(v is not None for v in options.values()):
             raise click.UsageError("--set, --save and the options of a run need --program")
-        found = msgspec.to_builtins(opened.manifest)
-        common.emit(as_json, found, _describe(opened))
+        told = msgspec.to_builtins(opened.manifest)
+        common.emit(as_json, told, _describe(opened))
         return
     if save is not None:
         outputs.check_outputs([save], [], force)
@@ -151,7 +151,7 @@ def doctor(bundle: str | None, as_json: bool) -> None:
     why_no_cache = cache.why_not()
     names = ("hspace", "numpy", *packages(), "pillow", "safetensors", "torch", "onnx", "cuda-bindings")
     versions = dict.fromkeys(names, "") | machine.versions(names)
-    found = {
+    told = {
         "engines": {n: {"runs": r is None, "why_not": r} for n, r in reasons.items()},
         "auto": auto,
         "gpu": {"is": gpu, "why_not": why_not},
@@ -167,9 +167,9 @@ def doctor(bundle: str | None, as_json: bool) -> None:
     text += "".join(f"\n  not {n}: {reason}" for n, reason in auto.get("left_out", {}).items())
     text += f"\n{device}\n"
     text += f"cache: not used: {why_no_cache}\n" if why_no_cache else f"cache: {cache.folder()}\n"
-    text += f"python {found['python']}, {found['machine']}\n"
+    text += f"python {told['python']}, {told['machine']}\n"
     text += ", ".join(f"{p} {v or 'not installed'}" for p, v in versions.items())
-    common.emit(as_json, found, text)
+    common.emit(as_json, told, text)
     if fault is not None:
         raise fault
 

@@ -67,7 +67,7 @@ class FolderPath(WindowsPath if os.name == "nt" else PosixPath):  # type: ignore
     """A path that was given with a slash behind, so that it is a folder's, whatever its suffix."""
 
 
-class File(ParamType[Path]):
+class FileType(ParamType[Path]):
     """A path that the system can have. What is empty would be the folder that one is in."""
 
     name = "PATH"
@@ -80,7 +80,7 @@ class File(ParamType[Path]):
         self.fail(f"found {str(value)!r}, expected the name of a file or a folder", param, ctx)
 
 
-FILE = File()
+FILE = FileType()
 
 
 class BundleCommand(click.Command):
@@ -95,33 +95,33 @@ class BundleCommand(click.Command):
         collect = parser.parse_args
 
         def parse_args(args: list[str]) -> Any:
-            found, extra, order = collect(args)
-            self._settle(ctx, found)
-            return found, extra, order
+            values, extra, order = collect(args)
+            self._settle(ctx, values)
+            return values, extra, order
 
         parser.parse_args = parse_args  # type: ignore[method-assign]
         return parser
 
-    def _settle(self, ctx: click.Context, found: dict[str, Any]) -> None:
+    def _settle(self, ctx: click.Context, values: dict[str, Any]) -> None:
         """Shares what stands among the arguments out again, with the bundle as the option's value."""
         option = next(p for p in self.params if p.name == "bundle")
         _, *others = [p for p in self.params if isinstance(p, click.Argument)]
         given: list[str] = []
         for argument in (_FIRST, *(p.name or "" for p in others)):
-            value = found.pop(argument, None)
+            value = values.pop(argument, None)
             given += [value] if isinstance(value, str) else value if isinstance(value, tuple) else []
-        if isinstance(found.get("bundle"), str):
+        if isinstance(values.get("bundle"), str):
             if len(given) > len(others) and not any(p.nargs < 0 for p in others):
-                raise click.UsageError(f"the bundle is named twice: -b {found['bundle']} and {given[0]}", ctx)
+                raise click.UsageError(f"the bundle is named twice: -b {values['bundle']} and {given[0]}", ctx)
         elif given and (
             option.value_from_envvar(ctx) is None
             or (len(given) > len(others) and (all(p.nargs > 0 for p in others) or _has_manifest(given[0])))
         ):
-            found["bundle"] = given.pop(0)
+            values["bundle"] = given.pop(0)
         for p in others:
             count = len(given) if p.nargs < 0 else 1
             if given:
-                found[p.name or ""] = tuple(given) if p.nargs < 0 else given[0]
+                values[p.name or ""] = tuple(given) if p.nargs < 0 else given[0]
             given = given[count:]
 
 
@@ -229,10 +229,10 @@ def open_editor(options: dict[str, Any]) -> Editor:
 
 def strengths_of(pairs: Sequence[tuple[str, float]], option: str = "--set") -> dict[str, float]:
     """NAME=NUMBER options as a mapping; a name given twice is an error, not a sum."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    strengths = dict(pairs)
+    if len(strengths) != len(pairs):
         raise ArgumentError(f"{option}: an attribute is named twice")
-    return found
+    return strengths
 
 
 def expand(
@@ -254,31 +254,31 @@ def expand_tree(
     recursive: with the folders in folders, but for `output` and those that begin with a dot. Links to folders are not
     followed: they may lead round in circles.
     """
-    here, found = Path(), []
+    here, files = Path(), []
     for text in inputs:
         if not text:
             raise error("an input is empty, expected a file, a folder or a pattern")
         path = Path(text)
         if text == "-":
-            found.append((DASH, here))
+            files.append((DASH, here))
         elif os.path.isdir(path):  # which, unlike Path's, says no to a name that is too long
             inside = _inside(path, suffixes, recursive, output)
             if not inside:
                 raise error(f"{path}: a folder without files of the kinds {', '.join(suffixes)}")
-            found += [(file, file.parent.relative_to(path)) for file in inside]
+            files += [(file, file.parent.relative_to(path)) for file in inside]
         elif not os.path.exists(path) and glob.has_magic(text):
             matched = sorted(Path(p) for p in glob.glob(text, recursive=True))
             if not matched:
                 raise error(f"{text}: matches no file")
-            found += [(file, here) for file in matched]
+            files += [(file, here) for file in matched]
         else:
             check_file(path, LatentError if is_latent(path) else error)
-            found.append((path.absolute() if path == DASH else path, here))
-    return found
+            files.append((path.absolute() if path == DASH else path, here))
+    return files
 
 
 def _inside(folder: Path, suffixes: Sequence[str], recursive: bool, output: Path | None) -> list[Path]:
-    found: list[Path] = []
+    inside: list[Path] = []
     left_out = None if output is None else os.path.realpath(output)
 
     def refuse(error: OSError) -> None:
@@ -288,8 +288,8 @@ def _inside(folder: Path, suffixes: Sequence[str], recursive: bool, output: Path
         seen = [f for f in sorted(folders) if not f.startswith(".")]
         folders[:] = [f for f in seen if recursive and os.path.realpath(os.path.join(above, f)) != left_out]
         named = [Path(above, f) for f in files if not f.startswith(".")]
-        found += sorted(p for p in named if p.suffix.lower() in suffixes)
-    return found
+        inside += sorted(p for p in named if p.suffix.lower() in suffixes)
+    return inside
 
 
 LATENT_SUFFIX = ".safetensors"
@@ -356,12 +356,12 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) 
     return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
-def emit(as_json: bool, found: dict[str, Any], text: str, err: bool = False) -> None:
+def emit(as_json: bool, told: dict[str, Any], text: str, err: bool = False) -> None:
     """Prints one or the other. A bundle's texts are not ours, so nothing that steers a terminal gets through.
 
     err: on stderr, where stdout is the output itself.
     """
-    click.echo(json.dumps(found, indent=1) if as_json else "\n".join(map(printable, text.split("\n"))), err=err)
+    click.echo(json.dumps(told, indent=1) if as_json else "\n".join(map(printable, text.split("\n"))), err=err)
 
 
 def engine_text(engine: Engine) -> str:

@@ -27,7 +27,7 @@ from ..manifest import Source
 from ..record import engine_told, with_record
 from ..runs import OnStep
 from . import common, outputs
-from .jobs import Recorder, Report, run_jobs, wrote
+from .jobs import JobReport, Recorder, run_jobs, wrote
 from .streams import DASH, write_stdout
 
 inputs = click.argument("inputs", nargs=-1, required=True)
@@ -204,11 +204,11 @@ def classify(
     _say(as_json, report, scores, editor)
 
 
-def _say(as_json: bool, report: Report, scores: _Scores, editor: Editor) -> None:
+def _say(as_json: bool, report: JobReport, scores: _Scores, editor: Editor) -> None:
     """Prints the scores of a call without a CSV file; raises where inputs were refused."""
     failed, refusals = report.refused()
     rows = list(scores.rows.values())
-    found = {
+    told = {
         "classes": editor.classes,
         "images": [{"file": row.file, "sha256": row.sha256, "logits": row.logits} for row in rows],
         "failed": failed,
@@ -216,7 +216,7 @@ def _say(as_json: bool, report: Report, scores: _Scores, editor: Editor) -> None
     }
     lines = [[row.file, *(f"{s:.2f}" for s in row.logits)] for row in rows]
     text = common.table(["file", *editor.classes], lines) + f"\n({common.engine_text(editor.engine)})"
-    common.emit(as_json, found, text + refusals)
+    common.emit(as_json, told, text + refusals)
     report.finish()
 
 

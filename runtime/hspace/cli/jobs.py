@@ -26,7 +26,7 @@ from .streams import read_source, source_of
 
 
 @dataclass
-class Report:
+class JobReport:
     """What a command on many inputs has done: outputs written, outputs kept, inputs refused and why.
 
     on_stdout: whether stdout is the one output, so that what is said goes to stderr. what: of which `total` is the
@@ -55,13 +55,13 @@ class Report:
             raise error
         self.failed.append((file, error))
 
-    def settle(self, target: Path, found: str | None, wanted: str, update: bool) -> bool:
+    def settle(self, target: Path, recorded: str | None, wanted: str, update: bool) -> bool:
         """Whether an output that exists is to be made anew; one that would be the same is kept. Raises OutputError for
         one that would differ, unless `update`. found, wanted: its record, and that which it would have.
         """
-        different = differences(found, wanted)
+        different = differences(recorded, wanted)
         if different and not update:
-            why = "says nothing of what made it" if found is None else f"was made otherwise ({', '.join(different)})"
+            why = "says nothing of what made it" if recorded is None else f"was made otherwise ({', '.join(different)})"
             raise OutputError(f"{target}: exists and {why}; --update makes such ones anew, --force all")
         if not different:
             self.kept.append(target)
@@ -128,14 +128,14 @@ def run_jobs(
     write: Callable[[Job, Any, str], None],
     record: Callable[[Job, Source], str],
     there: Callable[[Job], str | None] = lambda job: read_output(job.target),
-) -> Report:
+) -> JobReport:
     """Loads, makes and writes, a batch at a time. An input that is refused is reported and stops nothing else.
 
     Where a batch is more than the engine can evaluate, each of its inputs is tried alone. record: what an output made
     of that source is to say of itself; one that is there is kept if `there` says the same. error: of an input that
     cannot be read.
     """
-    report = Report(plan.total, on_stdout=plan.on_stdout)
+    report = JobReport(plan.total, on_stdout=plan.on_stdout)
     for job, clash in plan.clashes:
         report.refuse(job.source, clash)
     start = report.start
@@ -202,7 +202,7 @@ class _Loaded:
 
 def _to_renew(
     plan: Plan,
-    report: Report,
+    report: JobReport,
     error: type[HspaceError],
     record: Callable[[Job, Source], str],
     there: Callable[[Job], str | None],
@@ -217,7 +217,7 @@ def _to_renew(
             report.refuse(job.source, e)
 
 
-def settle_series(series: Series, report: Report, record: Callable[[int], str]) -> None:
+def settle_series(series: Series, report: JobReport, record: Callable[[int], str]) -> None:
     """Which of a series' files that exist are kept, as it and the report then say, and which are refused.
 
     record: what the file of that number would say.
@@ -231,11 +231,11 @@ def settle_series(series: Series, report: Report, record: Callable[[int], str]) 
     series.kept.extend(report.kept)
 
 
-def wrote(as_json: bool, report: Report, engine: Engine) -> None:
+def wrote(as_json: bool, report: JobReport, engine: Engine) -> None:
     """What a command that writes files says at its end; raises where inputs were refused."""
     seconds, outputs = time.perf_counter() - report.start, report.written
     failed, refusals = report.refused()
-    found = {
+    told = {
         "outputs": [str(p) for p in outputs],
         "kept": [str(p) for p in report.kept],
         "failed": failed,
@@ -252,5 +252,5 @@ def wrote(as_json: bool, report: Report, engine: Engine) -> None:
         text += f"; kept {len(report.kept)} that exist and would be the same (--force makes them anew)"
     if outputs and engine.name == "null":
         click.echo("hspace: warning: engine null computes nothing real: what it makes is for tests alone", err=True)
-    emit(as_json, found, text + refusals, err=report.on_stdout)
+    emit(as_json, told, text + refusals, err=report.on_stdout)
     report.finish()

@@ -161,10 +161,10 @@ def plan_outputs(
     if clashes and not free:
         raise clashes[0][1]
     targets, sources = [j.target for j in free], [i for i, _ in inputs]
-    found = set() if not targets else set(existing(targets, sources))
+    there = set() if not targets else set(existing(targets, sources))
     if force:
-        found = set()
-    return Plan([j for j in free if j.target not in found], [j for j in free if j.target in found], clashes, update)
+        there = set()
+    return Plan([j for j in free if j.target not in there], [j for j in free if j.target in there], clashes, update)
 
 
 def _clash(jobs: Sequence[Job]) -> HspaceError:
@@ -176,14 +176,14 @@ def _clash(jobs: Sequence[Job]) -> HspaceError:
 
 def check_outputs(targets: Sequence[Path], sources: Sequence[Path], force: bool) -> None:
     """Refuses outputs that may not be written, and without --force those that exist."""
-    found = existing(targets, sources)
-    if found and not force:
-        raise OutputError(f"{found[0]}: exists already (--force replaces it)")
+    there = existing(targets, sources)
+    if there and not force:
+        raise OutputError(f"{there[0]}: exists already (--force replaces it)")
 
 
 def existing(targets: Sequence[Path], sources: Sequence[Path]) -> list[Path]:
     """The outputs that exist. Raises OutputError, also with --force, for an input, no file, or one in a bundle."""
-    inputs, folders, found = {_identity(s) for s in sources} - {None}, set(), []
+    inputs, folders, there = {_identity(s) for s in sources} - {None}, set(), []
     for target in targets:
         if target.parent not in folders:
             folders.add(target.parent)
@@ -191,8 +191,8 @@ def existing(targets: Sequence[Path], sources: Sequence[Path]) -> list[Path]:
         if _identity(target) in inputs:
             raise OutputError(f"{target}: the output is an input")
         if check_output(target):
-            found.append(target)
-    return found
+            there.append(target)
+    return there
 
 
 def _refuse_bundle(target: Path) -> None:

@@ -21,7 +21,7 @@ from ..noise import check_seed
 from ..recorders import FRAMES, Timeline
 from ..sheet import Sheet, grid
 from . import common, outputs, printable
-from .jobs import Recorder, Report, settle_series, wrote
+from .jobs import JobReport, Recorder, settle_series, wrote
 from .progress import progress
 from .streams import DASH, read_source, source_of
 
@@ -72,7 +72,7 @@ class _Picture:
         check_seed(options["seed"])
         more["quality"] = self._form.quality
         self._recorder = Recorder(self.editor, call, options, self.edits, draws=draws, **more)
-        report = Report(len(self._series.targets), start=self._start, what="outputs")
+        report = JobReport(len(self._series.targets), start=self._start, what="outputs")
         for path in self._sources if self._series.there else ():
             self._read(path, LatentError if common.is_latent(path) else ImageError)
         settle_series(self._series, report, self._record)
@@ -123,7 +123,7 @@ class _Picture:
         series = self._series
         series.save(images, self._sheet, self._record, also)
         written = [target for target in series.targets if target not in series.kept]
-        report = Report(len(series.targets), series.kept, written, start=self._start, on_stdout=written == [DASH])
+        report = JobReport(len(series.targets), series.kept, written, start=self._start, on_stdout=written == [DASH])
         wrote(self._as_json, report, self._recorder.engine)
 
 
@@ -395,7 +395,7 @@ def _distinct(values: Sequence[float]) -> list[str]:
 
 def _one_file(text: str) -> Path:
     """The one image or latent that a name, a folder or a pattern stands for."""
-    found = common.expand([text], _EITHER)
-    if len(found) != 1:
-        raise ArgumentError(f"{text}: found {len(found)} files, expected one")
-    return found[0]
+    files = common.expand([text], _EITHER)
+    if len(files) != 1:
+        raise ArgumentError(f"{text}: found {len(files)} files, expected one")
+    return files[0]

@@ -19,10 +19,10 @@ CUDA, MANAGED = 2, 13  # DLPack's kinds of device
 
 def ordinal_of(device: str) -> int | None:
     """The number of the GPU that `device` names ("cuda", "cuda:0", …), or None for "cpu"; else ArgumentError."""
-    found = re.fullmatch(r"cuda(?::(\d{1,3}))?|cpu", device) if isinstance(device, str) else None
-    if found is None:
+    match = re.fullmatch(r"cuda(?::(\d{1,3}))?|cpu", device) if isinstance(device, str) else None
+    if match is None:
         raise ArgumentError(f"device: found {device!r}, expected 'cpu', or 'cuda:0' and so on")
-    return None if device == "cpu" else int(found[1] or 0)
+    return None if device == "cpu" else int(match[1] or 0)
 
 
 def is_foreign(images: Any) -> bool:

@@ -142,9 +142,9 @@ def stream_handle(stream: Any) -> int | None:
     """The handle of a host's stream: of an object with `__cuda_stream__`, PyCUDA's and Numba's `handle`, or an int."""
     if stream is None or (isinstance(stream, int) and not isinstance(stream, bool)):
         return stream
-    found = told(lambda: stream.__cuda_stream__)
-    if found is not None:
-        return int((found() if callable(found) else found)[1])
+    protocol = told(lambda: stream.__cuda_stream__)
+    if protocol is not None:
+        return int((protocol() if callable(protocol) else protocol)[1])
     handle = told(lambda: stream.handle)
     handle = getattr(handle, "value", handle)
     if isinstance(handle, int):
@@ -153,10 +153,10 @@ def stream_handle(stream: Any) -> int | None:
 
 
 def _from_interface(name: str, array: Any, device: Device) -> DeviceArray:
-    found = array.__cuda_array_interface__
-    shape, dtype = found["shape"], np.dtype(found["typestr"])
-    _check_strides(name, shape, dtype, found.get("strides"))
-    return DeviceArray(device, int(found["data"][0]), shape, dtype, array)
+    interface = array.__cuda_array_interface__
+    shape, dtype = interface["shape"], np.dtype(interface["typestr"])
+    _check_strides(name, shape, dtype, interface.get("strides"))
+    return DeviceArray(device, int(interface["data"][0]), shape, dtype, array)
 
 
 def _check_strides(name: str, shape: Sequence[int], dtype: np.dtype[Any], strides: Sequence[int] | None) -> None:
@@ -253,9 +253,9 @@ class Taken:
 
 def _from_dlpack(name: str, array: Any, device: Device, stream: Stream) -> DeviceArray:
     """The producer makes our stream wait for its own work, as DLPack wants it."""
-    found = array.__dlpack_device__()
-    if tuple(map(int, found)) not in ((CUDA, device.ordinal), (MANAGED, device.ordinal)):
-        where = f"cuda:{int(found[1])}" if int(found[0]) in (CUDA, MANAGED) else "the host"
+    holder = array.__dlpack_device__()
+    if tuple(map(int, holder)) not in ((CUDA, device.ordinal), (MANAGED, device.ordinal)):
+        where = f"cuda:{int(holder[1])}" if int(holder[0]) in (CUDA, MANAGED) else "the host"
         raise DeviceError(f"{name}: found an array on {where}, expected one on {device.name}")
     try:
         taken = Taken(array.__dlpack__(stream=stream.handle))

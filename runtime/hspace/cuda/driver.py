@@ -64,21 +64,21 @@ def initialise(api: Any) -> int:
     """How many GPUs there are, at least 1. Raises DeviceError where there is no driver, an old one, or no GPU."""
     try:
         (result,) = api.cuInit(0)
-        found, version = api.cuDriverGetVersion() if int(result) == 0 else (result, 0)
+        status, version = api.cuDriverGetVersion() if int(result) == 0 else (result, 0)
     except RuntimeError:  # what cuda-python raises where it finds no driver library
         raise DeviceError("device cuda: found no NVIDIA driver on this machine") from None
     if int(result) in _NO_DRIVER:
         raise DeviceError(f"device cuda: found no working NVIDIA driver on this machine ({_name(result)})")
     if int(result) == _NO_DEVICE:
         raise DeviceError("device cuda: found an NVIDIA driver, and no GPU that this process may use")
-    if int(result) != 0 or int(found) != 0:
+    if int(result) != 0 or int(status) != 0:
         raise DeviceError(f"device cuda: the NVIDIA driver does not start ({_name(result)})")
     if version < _OLDEST_DRIVER:
         raise DeviceError(
             f"device cuda: found a driver for CUDA {version // 1000}.{version % 1000 // 10}, expected 12.0 or newer"
         )
-    found, count = api.cuDeviceGetCount()
-    if int(found) != 0 or count == 0:
+    status, count = api.cuDeviceGetCount()
+    if int(status) != 0 or count == 0:
         raise DeviceError("device cuda: found an NVIDIA driver, and no GPU that this process may use")
     return int(count)
 
@@ -116,8 +116,8 @@ class Device:
         weakref.finalize(self, self._quietly, self.api, "cuDevicePrimaryCtxRelease", self._device).atexit = False
 
     def _attribute(self, which: Any) -> int:
-        found: int = self.call("read its attributes", "cuDeviceGetAttribute", which, self._device)
-        return found
+        value: int = self.call("read its attributes", "cuDeviceGetAttribute", which, self._device)
+        return value
 
     def call(self, what: str, function: str, *arguments: Any) -> Any:
         """Calls the driver. Returns its value, a tuple of several, or None; raises DeviceError, which says `what`."""

@@ -195,9 +195,9 @@ class Kernels:
             data = path.read_bytes()
         except OSError:
             raise DeviceError(f"{path}: missing") from None
-        found = hashlib.sha256(data).hexdigest()
-        if found != image.sha256:
-            raise DeviceError(f"{path}: altered: found SHA-256 {found}, expected {image.sha256}")
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != image.sha256:
+            raise DeviceError(f"{path}: altered: found SHA-256 {digest}, expected {image.sha256}")
         if image.global_scratch or image.profile_scratch:
             raise DeviceError(f"{path}: asks for scratch memory, which this version does not give")
         return data if data[:4] == b"\x7fELF" else data + b"\0"  # PTX is a text, and ends in a zero byte
@@ -213,9 +213,9 @@ def _value(kind: str, value: Any) -> Any:
 def _candidates(targets: list[str], architecture: tuple[int, int]) -> list[str]:
     """Which images may run on an architecture, the best first: its own, an earlier one of its major version, PTX."""
     major, minor = architecture
-    found = [m for t in targets if (m := re.fullmatch(r"sm_(\d+)(\d)", t))]
-    near = sorted((int(m[2]), m[0]) for m in found if int(m[1]) == major and int(m[2]) <= minor)
-    oldest = min(((int(m[1]), int(m[2])) for m in found), default=(0, 0))
+    matches = [m for t in targets if (m := re.fullmatch(r"sm_(\d+)(\d)", t))]
+    near = sorted((int(m[2]), m[0]) for m in matches if int(m[1]) == major and int(m[2]) <= minor)
+    oldest = min(((int(m[1]), int(m[2])) for m in matches), default=(0, 0))
     return [t for _, t in reversed(near)] + (["ptx"] if "ptx" in targets and architecture >= oldest else [])
 
 

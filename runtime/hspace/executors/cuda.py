@@ -116,8 +116,8 @@ class Executor:
                 "expected uint8 [N, H, W, 3] or float32 [N, 3, H, W]"
             )
         if array.shape[2:] != (self._size, self._size):
-            found = f"{array.shape[3]}×{array.shape[2]}"
-            raise ImageError(f"images: found {found} pixels, expected {self._size}×{self._size}")
+            pixels = f"{array.shape[3]}×{array.shape[2]}"
+            raise ImageError(f"images: found {pixels} pixels, expected {self._size}×{self._size}")
         return array
 
     def empty(self, shape: Sequence[int]) -> DeviceArray:

@@ -29,7 +29,7 @@ from .runs import Progress, Runner, one_of
 from .tensors import read_tensors
 
 
-class Model:
+class Pipeline:
     """See the module. Holds no state of a call.
 
     shape: of an image's state, (3, H, W). z_statistics: mean and std of z_sem over the training set, float32 [D] each,
