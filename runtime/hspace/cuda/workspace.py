@@ -15,8 +15,9 @@ from ..engines import Binding, DeviceEngine
 from ..errors import BundleError, DeviceError
 from ..manifest import Component, Tensor
 from . import steps
-from .driver import Buffer, Graph, Ring, Stream
+from .driver import Buffer, Graph, Stream
 from .kernels import Kernels, variant_of
+from .ring import Ring
 from .steps import RECORD, Block, GraphKey, Layout
 
 Enqueue = Callable[[Stream], None]

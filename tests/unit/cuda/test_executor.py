@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from hspace.batch import Batch, Moved, Network, Result, Sample
 from hspace.cuda.arrays import DeviceArray
-from hspace.cuda.driver import OutOfMemory, Ring
+from hspace.cuda.driver import OutOfMemory
+from hspace.cuda.ring import Ring
 from hspace.deltas import Content, Delta, Edit
 from hspace.errors import ArgumentError, Cancelled, EngineError, HspaceError, NotFinite
 from hspace.program import Branch, Program
