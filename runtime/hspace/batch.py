@@ -77,7 +77,7 @@ class Sample:
 
 
 class Moved(NamedTuple):
-    """What one step did, of the n samples that it moved; the arrays are the batch's own until the next step.
+    """What one step did, of the n samples that it moved; the arrays are the batch's own: copy what is kept.
 
     slot: int64 [n]. row: int64 [n], the number of the row that each ran, from 0. rows: int64 [n], how many its program
     has. t: int32 [n], what the network was told. x: float32 [n, …], the state that it saw. x_0: float32 [n, …], the
@@ -122,7 +122,8 @@ class Batch(Protocol):
 
     def step(self, observe: Observe | None = None) -> Sequence[int]:
         """Moves every sample that has a row left by that row, by one network evaluation. Returns the slots of those
-        that have now run their last; these stay as they are until they leave. observe: called at the step's end.
+        that have now run their last; these stay as they are until they leave. observe: called at the step's end;
+        where it raises, the step is made all the same.
 
         Raises EngineError where the network cannot be evaluated; the samples are where they were then.
         """

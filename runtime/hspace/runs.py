@@ -125,6 +125,8 @@ class Runner:
                         result = batch.leave(slot, one_of(outcome.x, image))
                     except NotFinite as e:
                         faults[image] = NotFinite(f"{phase}: {e}")
+                        if isinstance(outcome.x, np.ndarray):
+                            outcome.x[image] = 0  # so that nothing is made of what was in its memory
                         continue
                     if result.x_prev is not None:
                         if outcome.x_prev is None:

@@ -163,7 +163,7 @@ class Batch:
         """x_next and P of the active samples, whose rows are at `place` in the table: see `program`."""
         columns = self._coefficients[:, place]
         alpha, sigma, c_x, c_x0, c_eps, c_x_prev, c_x0_prev, c_noise, _ = columns
-        _, _, has_x, _, has_eps, has_x_prev, has_x0_prev, has_noise, _ = self._used[place].sum(axis=0).tolist()
+        _, _, has_x, has_x0, has_eps, has_x_prev, has_x0_prev, has_noise, _ = self._used[place].sum(axis=0).tolist()
         p = np.multiply(sigma, eps_edit)
         np.subtract(x, p, out=p)
         np.divide(p, alpha, out=p)
@@ -177,7 +177,11 @@ class Batch:
             own = np.clip((x[both] - sigma[both] * eps[both]) / alpha[both], -1, 1)
             eps = eps.copy()
             eps[both] = (x[both] - alpha[both] * own) / sigma[both]
-        x_next = np.multiply(c_x0, p)
+        if has_x0 == len(p):
+            x_next = np.multiply(c_x0, p)
+        else:
+            x_next = np.zeros_like(p)
+            _add(x_next, c_x0, p, has_x0)
         if has_x:
             _add(x_next, c_x, x, has_x)
         if has_eps:
