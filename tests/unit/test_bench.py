@@ -210,17 +210,17 @@ def test_commit_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_peak() -> None:
     probe = peaks.Probe(1)
-    assert probe.found.keys() <= set(peaks.PRECISIONS) and "fp32" in probe.found
-    for each in probe.found.values():
+    assert probe.peaks.keys() <= set(peaks.PRECISIONS) and "fp32" in probe.peaks
+    for each in probe.peaks.values():
         assert each["gflops"] > 0 and each["by"].partition(",")[0] in ("NumPy", "OpenVINO", "PyTorch")
-    found = dict(probe.found)
+    found = dict(probe.peaks)
     for precision, each in found.items():
         start = time.perf_counter()
         probe.run(precision)
         assert each["flop"] / (time.perf_counter() - start) / 1e9 < 30 * each["gflops"]  # it did compute
-    assert probe.found == found
+    assert probe.peaks == found
     probe.run("fp8")  # which it cannot: the process ends, and nothing is found any more
-    assert probe.found == {}
+    assert probe.peaks == {}
     probe.run("fp32")
     probe.close()
 

@@ -33,12 +33,12 @@ Candidate = tuple[str, str, float, Callable[[], object]]  # library and what, pr
 class Probe:
     """The process that measures; it ends with this one. threads: how many each library may use. Opens in 2 to 10 s.
 
-    found: precision → {"gflops": GFLOP/s of its best moment, "by": library and what it computes, "flop": operations of
+    peaks: precision → {"gflops": GFLOP/s of its best moment, "by": library and what it computes, "flop": operations of
     one `run`}, of the precisions that a library here computes in; empty where the process cannot be started, or failed.
     """
 
     def __init__(self, threads: int | None) -> None:
-        self.found: dict[str, dict[str, Any]] = {}
+        self.peaks: dict[str, dict[str, Any]] = {}
         self._process: subprocess.Popen[str] | None = None
         count = str(threads or "")
         names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
@@ -47,7 +47,7 @@ class Probe:
         pipe, null = subprocess.PIPE, subprocess.DEVNULL
         try:
             self._process = subprocess.Popen(command, env=environment, text=True, stdin=pipe, stdout=pipe, stderr=null)
-            self.found = json.loads(self._answer())
+            self.peaks = json.loads(self._answer())
         except (OSError, ValueError):
             self.close()
 
@@ -63,8 +63,8 @@ class Probe:
             self.close()
 
     def close(self) -> None:
-        """Ends the process; nothing is found any more."""
-        self.found = {}
+        """Ends the process; it has no peaks any more."""
+        self.peaks = {}
         if self._process is not None:
             self._process.kill()
             self._process.communicate()

@@ -124,7 +124,7 @@ def _beside(null: Editor | None, probe: Probe | None, batch: int) -> dict[str, d
     if null is not None:
         beside["null's"] = {("update", batch): steps_of(null, batch)["update"]}
     if probe is not None:
-        beside["peak"] = {(p, batch): partial(probe.run, p) for p in probe.found}
+        beside["peak"] = {(p, batch): partial(probe.run, p) for p in probe.peaks}
     return beside
 
 
@@ -214,7 +214,7 @@ def _counted(
 
 def _peaks(probe: Probe, times: timing.Times, batch: int, warnings: list[str]) -> dict[str, Found]:
     """ "peak", after the last round."""
-    peaks = {p: _peak(e, times["peak"][p, batch]) for p, e in probe.found.items()}
+    peaks = {p: _peak(e, times["peak"][p, batch]) for p, e in probe.peaks.items()}
     probe.close()
     if not peaks:
         warnings.append("shares of the peak are left out: the process that measures it failed")

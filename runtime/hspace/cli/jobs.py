@@ -57,7 +57,7 @@ class JobReport:
 
     def settle(self, target: Path, recorded: str | None, wanted: str, update: bool) -> bool:
         """Whether an output that exists is to be made anew; one that would be the same is kept. Raises OutputError for
-        one that would differ, unless `update`. found, wanted: its record, and that which it would have.
+        one that would differ, unless `update`. recorded, wanted: its record, and that which it would have.
         """
         different = differences(recorded, wanted)
         if different and not update:
