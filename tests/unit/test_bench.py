@@ -244,7 +244,7 @@ def test_processes_that_cannot_start(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     """What they would have said is left out."""
     assert startup.start_up(tmp_path, "null") == {}
     monkeypatch.setattr("sys.executable", str(tmp_path / "none"))
-    assert peaks.Probe(1).found == {} and startup.start_up(tmp_path, "null") == {}
+    assert peaks.Probe(1).peaks == {} and startup.start_up(tmp_path, "null") == {}
 
 
 def test_start_up(null_editor: hspace.Editor) -> None:
