@@ -208,7 +208,7 @@ def _unknown(path: Path, settings: dict[str, Any], kind: type[Any], without_effe
 
 
 def _read(path: Path, settings: dict[str, Any], kind: type[Any]) -> Any:
-    """`found` as a struct, or an error that names the first key at fault, what it holds and what it may hold."""
+    """`settings` as a struct, or an error that names the first key at fault, what it holds and what it may hold."""
     for field in msgspec.structs.fields(kind):
         if field.name in settings:
             try:
