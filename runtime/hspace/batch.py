@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from .errors import ArgumentError, Cancelled, NotFinite
 from .noise import check_seed
 from .program import Program
 
+Occupant = TypeVar("Occupant")  # what a batch keeps of a sample
 Network = Literal["image", "latent"]  # what a batch evaluates: trunk and head, or the latent DDIM's network
 
 
@@ -174,6 +175,21 @@ def check_batch(network: str, capacity: int, components: Collection[str]) -> Non
     if network not in networks:
         raise ArgumentError(f"network: found {network!r}, expected one of {', '.join(networks)}")
     check_whole("capacity", capacity)
+
+
+def free_slot(slots: Sequence[object | None]) -> int:
+    """The first slot that nobody has taken. Raises ArgumentError where there is none."""
+    if None not in slots:
+        raise ArgumentError(f"batch: all of its {len(slots)} slots are taken")
+    return slots.index(None)
+
+
+def occupant(slots: Sequence[Occupant | None], slot: int) -> Occupant:
+    """Who has taken a slot. Raises ArgumentError where it is free, or is none."""
+    held = slots[slot] if 0 <= slot < len(slots) else None
+    if held is None:
+        raise ArgumentError(f"slot: found {slot}, expected one that is taken")
+    return held
 
 
 def check_left(row: int, rows: int, finite: bool) -> None:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..batch import Moved, Observe, Result, Sample, check_left
+from ..batch import Moved, Observe, Result, Sample, check_left, free_slot, occupant
 from ..deltas import Edit, inject
-from ..errors import ArgumentError
 from . import steps
 from .arrays import DeviceArray
 from .steps import GraphKey, Script
@@ -47,11 +46,8 @@ class Batch:
         return {id(delta) for script in self._scripts if script is not None for delta, _ in script.known}
 
     def join(self, sample: Sample) -> int:
-        if None not in self._scripts:
-            raise ArgumentError(f"batch: all of its {self.capacity} slots are taken")
-        work = self.workspace
+        slot, work = free_slot(self._scripts), self.workspace
         sample.check(work.tensors["x"][0], work.tensors["z_sem"][0][0] if "z_sem" in work.tensors else None)
-        slot = self._scripts.index(None)
         script = Script(sample.own(), slot)
         self._scripts[slot] = script  # so that what it needs on the device stays there
         try:
@@ -153,9 +149,7 @@ class Batch:
         return finished
 
     def leave(self, slot: int, out: Any = None) -> Result:
-        script = self._scripts[slot] if 0 <= slot < self.capacity else None
-        if script is None:
-            raise ArgumentError(f"slot: found {slot}, expected one that is taken")
+        script = occupant(self._scripts, slot)
         self._scripts[slot] = None
         self._running = [each for each in self._running if each is not script]
         check_left(script.row, len(script), True)

@@ -15,10 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import Float32
-from ..batch import Moved, Network, Observe, Result, Sample, check_batch, check_left
+from ..batch import Moved, Network, Observe, Result, Sample, check_batch, check_left, free_slot, occupant
 from ..deltas import inject
 from ..engines import Engine, unet
-from ..errors import ArgumentError
 from ..manifest import Component
 from ..noise import NoiseStream, normal
 from ..program import COEFFICIENTS, Branch, Program, Rows, concatenate
@@ -73,10 +72,8 @@ class Batch:
         return self.capacity - self._samples.count(None)
 
     def join(self, sample: Sample) -> int:
-        if None not in self._samples:
-            raise ArgumentError(f"batch: all of its {self.capacity} slots are taken")
+        slot = free_slot(self._samples)
         sample.check(self._shape, self._z_size)
-        slot = self._samples.index(None)
         self._samples[slot], self._steady = sample.own(), 0
         self._row[slot], self._rows[slot] = 0, len(sample.program)
         self._x[slot], self._x_0[slot] = sample.x, 0
@@ -89,9 +86,7 @@ class Batch:
         return slot
 
     def leave(self, slot: int, out: Any = None) -> Result:
-        sample = self._samples[slot] if 0 <= slot < self.capacity else None
-        if sample is None:
-            raise ArgumentError(f"slot: found {slot}, expected one that is taken")
+        sample = occupant(self._samples, slot)
         row, rows, x = int(self._row[slot]), int(self._rows[slot]), self._x[slot]
         x_prev = self._x_prev[slot].copy() if self._x_prev is not None and sample.keeps_x_prev else None
         self._samples[slot], self._steady = None, 0
