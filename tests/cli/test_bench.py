@@ -22,7 +22,7 @@ class Probe:
     """One that has found a peak already."""
 
     def __init__(self, threads: int | None) -> None:
-        self.found = {p: {"gflops": 1.0, "by": "a test", "flop": 1e18} for p in ("fp32", "bf16")}
+        self.peaks = {p: {"gflops": 1.0, "by": "a test", "flop": 1e18} for p in ("fp32", "bf16")}
 
     def run(self, precision: str) -> None:
         time.sleep(1e-3)
