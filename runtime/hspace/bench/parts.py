@@ -14,7 +14,7 @@ from ..batch import Sample
 from ..bundle import Bundle, h_shape
 from ..deltas import DeltaTable, Edit, ZDirection, inject
 from ..editor import Editor
-from ..engines import unet
+from ..engines import answers, unet
 from ..executors.cpu import Executor
 from ..plans import Planner
 from ..program import Branch, Program
@@ -88,7 +88,6 @@ def parts(editor: Editor, n: int) -> Runs:
         from . import device
 
         return device.parts(editor, n)
-    rng = np.random.default_rng(0)
     specs = editor.bundle.manifest.components
     made: dict[str, Runs] = {}
 
@@ -98,13 +97,7 @@ def parts(editor: Editor, n: int) -> Runs:
     for component, spec in specs.items():
         if component == "head":
             continue
-        inputs: dict[str, NDArray[Any]] = {}
-        for s in spec.inputs:
-            shape = [n, *(int(d) for d in s.shape[1:])]
-            if s.dtype == "int32":
-                inputs[s.name] = np.full(shape, 500, dtype=np.int32)
-            else:
-                inputs[s.name] = rng.standard_normal(shape).astype(s.dtype)
+        inputs = answers.inputs(spec, n, t=500)
         made[component] = {component: run(component, inputs)}
         if component == "trunk":
             features = unet.trunk(editor.engine, **inputs)
