@@ -82,8 +82,8 @@ class Editor:
     @property
     def _requests(self) -> Requests:
         """What turns arguments into samples, with the attributes that there are now."""
-        model = self._pipeline
-        return Requests(model.planner, self.attributes, model.shape, model.runner.executor.on_device)
+        pipeline = self._pipeline
+        return Requests(pipeline.planner, self.attributes, pipeline.shape, self.executor.on_device)
 
     @property
     def executor(self) -> Executor:
@@ -401,7 +401,7 @@ class Editor:
 
         `with hspace.open(…) as editor:` closes it at the end. Calls that other threads have under way may fail.
         """
-        close = getattr(self._pipeline.runner.executor, "close", None) if not self._is_closed else None
+        close = getattr(self.executor, "close", None) if not self._is_closed else None
         self._pipeline = self.engine = cast(Any, _Closed())
         if close is not None:
             close()
@@ -417,7 +417,7 @@ class Editor:
         model = f"{manifest.name!r}: {manifest.family}, {self.size}×{self.size}, {n} attribute{'s' * (n != 1)}"
         if self._is_closed:
             return f"<hspace.Editor of {model}; closed>"
-        device = getattr(self._pipeline.runner.executor, "device", None)
+        device = getattr(self.executor, "device", None)
         on = "cpu" if device is None else device.name
         return f"<hspace.Editor of {model}; {self.engine.name} in {self.engine.precision} on {on}>"
 

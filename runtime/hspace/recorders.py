@@ -50,9 +50,8 @@ class Timeline:
 
     def __call__(self, step: Step) -> bool | None:
         if step.phase == "decode":
-            for i, (image, row, rows) in enumerate(
-                zip(*(a.tolist() for a in (step.image, step.row, step.rows)), strict=True)
-            ):
+            each = zip(step.image.tolist(), step.row.tolist(), step.rows.tolist(), strict=True)
+            for i, (image, row, rows) in enumerate(each):
                 if row in self._rows_of(rows):
                     _, kept = self._kept.setdefault(image, (rows, {}))
                     kept[row] = int(step.t[i]), step.x_0[i].copy(), step.x[i].copy()

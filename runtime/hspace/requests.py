@@ -39,7 +39,7 @@ class Run(TypedDict, total=False):
     output: Output
 
 
-def check_run(call: str, run: Mapping[str, Any]) -> None:
+def check_options(call: str, run: Mapping[str, Any]) -> None:
     """Raises TypeError for an option that there is not, as Python does for a keyword that a function has not."""
     for name in run:
         if name not in Run.__annotations__:
@@ -101,7 +101,7 @@ class Requests:
 
     def plan(self, call: str, run: Run, *, both: bool = False) -> Preset:
         """The preset with the call's own values in it, checked. both: whether the call runs both ways."""
-        check_run(call, run)
+        check_options(call, run)
         steps = run.get("steps")
         if isinstance(steps, tuple) and not both:
             raise ArgumentError(f"steps: found {steps!r}, expected a whole number")

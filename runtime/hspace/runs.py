@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +75,7 @@ class Outcome:
 
     x: Any
     x_prev: Float32 | None
-    faults: Mapping[int, NotFinite]
+    faults: dict[int, NotFinite]
 
 
 class Runner:
@@ -109,7 +109,6 @@ class Runner:
         """
         network: Network = "latent" if phase == "latent" else "image"
         outcome = Outcome(np.empty((len(samples), *samples[0].x.shape), np.float32) if out is None else out, None, {})
-        faults: dict[int, NotFinite] = {}
         capacity = min(self.batch_size, len(samples))
         images, told = np.zeros((2, capacity), np.int64)  # which is in each slot, of the samples and of the call's
         observe, waiting = progress.observe(phase, told), 0
@@ -124,7 +123,7 @@ class Runner:
                     try:
                         result = batch.leave(slot, one_of(outcome.x, image))
                     except NotFinite as e:
-                        faults[image] = NotFinite(f"{phase}: {e}")
+                        outcome.faults[image] = NotFinite(f"{phase}: {e}")
                         if isinstance(outcome.x, np.ndarray):
                             outcome.x[image] = 0  # so that nothing is made of what was in its memory
                         continue
@@ -132,7 +131,6 @@ class Runner:
                         if outcome.x_prev is None:
                             outcome.x_prev = np.zeros((len(samples), *result.x_prev.shape), np.float32)
                         outcome.x_prev[image] = result.x_prev
-        outcome.faults = faults
         return outcome
 
 

@@ -61,9 +61,8 @@ class Layout:
         self.idle = np.zeros(end, np.uint8)
         idle = self.idle.view(self.dtype)[0]
         idle["records"]["t"] = -1
-        idle["targets"]["source"] = np.arange(
-            n
-        )  # the second half of h is a copy, so that all that is computed is defined
+        # the second half of h is a copy of the first, so that all that is computed is defined
+        idle["targets"]["source"] = np.arange(n)
         idle["targets"]["dest"] = n + np.arange(n)
 
 
@@ -170,10 +169,8 @@ class Script:
         if self.hosted:
             terms[:, -1] = np.array((hosted, 1, -1), TERM)
         self.records, self.targets = records.view(np.int32).reshape(count, -1), targets.view(np.int32).reshape(count, 4)
-        self.terms, self.pairs = (
-            terms.view(np.int32).reshape(count, 4 * self.width),
-            pairs.view(np.int32).reshape(-1, 4),
-        )
+        self.terms = terms.view(np.int32).reshape(count, 4 * self.width)
+        self.pairs = pairs.view(np.int32).reshape(-1, 4)
         self.lay_out(layout)
 
     def lay_out(self, layout: Layout) -> None:
@@ -199,9 +196,7 @@ def write(block: Block, layout: Layout, running: Sequence[Script], *, observed: 
             pairs += script.blocks
     padded = capacity_of(pairs)
     if pairs:
-        block.pairs[pairs:padded] = block.pairs[
-            pairs - 1
-        ]  # evaluated again, for nobody: few kinds of steps are worth it
+        block.pairs[pairs:padded] = block.pairs[pairs - 1]  # evaluated again, for nobody: kinds of steps stay few
     return GraphKey(doubled, injected, padded, x_prev, p)
 
 
